@@ -1,0 +1,179 @@
+"""What can go wrong, as one tree.
+
+    AgentError
+    ├── UsageError            a wrong option, an empty prompt, an unknown suffix (also ValueError)
+    ├── MissingExtra          a package that an optional part needs (also ImportError)
+    ├── ToolError             a function that cannot become a tool (also TypeError)
+    ├── ModelUnavailable      no weights to be had, or no room for them
+    ├── TransportError        the way to the endpoint; `sent` says whether the request may have run
+    │   ├── ConnectionFailed  nothing answers there
+    │   ├── UpgradeRefused    something answers, but does not speak WebSocket; `status`
+    │   ├── AuthenticationFailed
+    │   ├── ConnectionLost    the socket closed in a turn; `close_code`
+    │   ├── NoAnswer          silence past the deadline
+    │   ├── MessageTooBig
+    │   └── ProtocolError     a peer said what was not its to say
+    ├── ResponseFailed        the endpoint refused or failed a turn; `status`, `param`, `retry_after`
+    ├── BudgetExceeded        a limit the user set
+    └── Interrupted           the user stopped the run (a KeyboardInterrupt as well)
+
+Rule 1: a message is one line that says what happened and what to do.
+Rule 2: facts are attributes, so that nobody has to read a message to act on it.
+Rule 3: `code` is stable and names the kind of failure; the endpoint's own code where it gave one.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AgentError",
+    "AuthenticationFailed",
+    "BudgetExceeded",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "Interrupted",
+    "MessageTooBig",
+    "MissingExtra",
+    "ModelUnavailable",
+    "NoAnswer",
+    "ProtocolError",
+    "ResponseFailed",
+    "ToolError",
+    "TransportError",
+    "UpgradeRefused",
+    "UsageError",
+]
+
+
+class AgentError(Exception):
+    """Any failure of this package. In a notebook it shows as its one line."""
+
+    code: str = "agent_error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+    def _render_traceback_(self) -> list[str]:
+        """Show one line in IPython instead of our own frames."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UsageError(AgentError, ValueError):
+    """An option, setting or name that does not fit."""
+
+    code = "usage"
+
+
+class MissingExtra(AgentError, ImportError):
+    """A part of the package whose own dependencies are not installed."""
+
+    code = "missing_extra"
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs more packages: pip install 'ipy-agent-live[{extra}]'")
+        self.extra = extra
+
+
+class ToolError(AgentError, TypeError):
+    """A function whose signature cannot be told to a model."""
+
+    code = "tool"
+
+
+class ModelUnavailable(AgentError):
+    """Weights that no source could give, or that this machine has no room for."""
+
+    code = "model_unavailable"
+
+
+class TransportError(AgentError):
+    """The way to the endpoint failed. `sent` says whether the request may have run there."""
+
+    code = "transport"
+
+    def __init__(self, message: str, *, sent: bool = False, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.sent = sent
+
+
+class ConnectionFailed(TransportError):
+    """Nothing answers at the endpoint's address."""
+
+    code = "connection_failed"
+
+
+class UpgradeRefused(TransportError):
+    """The endpoint answered the upgrade with a plain HTTP `status`."""
+
+    code = "upgrade_refused"
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class AuthenticationFailed(TransportError):
+    """The endpoint did not take the key. The message names the key's variable, never its value."""
+
+    code = "authentication_failed"
+
+
+class ConnectionLost(TransportError):
+    """The socket closed while a turn was under way."""
+
+    code = "connection_lost"
+
+    def __init__(self, message: str, *, sent: bool, close_code: int | None = None) -> None:
+        super().__init__(message, sent=sent)
+        self.close_code = close_code
+
+
+class NoAnswer(TransportError):
+    """The endpoint was silent for longer than its deadline."""
+
+    code = "no_answer"
+
+
+class MessageTooBig(TransportError):
+    """A frame over the limit of one of the two ends."""
+
+    code = "message_too_big"
+
+
+class ProtocolError(TransportError):
+    """The peer sent what no peer may send at that point."""
+
+    code = "protocol"
+
+
+class ResponseFailed(AgentError):
+    """The endpoint refused or failed a turn. `status` is its HTTP-like status, if it gave one."""
+
+    code = "response_failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        status: int | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.param = param
+        self.retry_after = retry_after
+
+
+class BudgetExceeded(AgentError):
+    """A run reached a limit that was set for it."""
+
+    code = "budget_exceeded"
+
+
+class Interrupted(AgentError, KeyboardInterrupt):
+    """The user stopped the run; cells queued behind it do not run, as with any interrupt."""
+
+    code = "interrupted"

@@ -1,0 +1,367 @@
+"""Frames and events: what travels on the wire, typed.
+
+A frame is one JSON object with a `type`. The types that somebody acts on are structs here;
+any other passes through whole as `Other`, since endpoints add types without asking.
+Fields that we have no use for are skipped while decoding: `created`, `in_progress` and
+`completed` each echo all tools, and nobody reads them three times.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from ipy_agent.protocol.items import EMPTY, Chain, Item
+
+__all__ = [
+    "TERMINAL",
+    "ArgumentsDelta",
+    "ArgumentsDone",
+    "ContentPartAdded",
+    "ContentPartDone",
+    "Error",
+    "Event",
+    "Fields",
+    "ItemAdded",
+    "ItemDone",
+    "Other",
+    "Reason",
+    "Request",
+    "Response",
+    "ResponseCompleted",
+    "ResponseCreated",
+    "ResponseFailedEvent",
+    "ResponseInProgress",
+    "ResponseIncomplete",
+    "TextDelta",
+    "TextDone",
+    "ThoughtDelta",
+    "Usage",
+    "decode",
+    "encode",
+]
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens of one response. Endpoints may leave any part out: what is absent is `None`."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    input_tokens_details: dict[str, Any] | None = None
+    output_tokens_details: dict[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        input_tokens: int,
+        cached_tokens: int,
+        output_tokens: int,
+        cache_write_tokens: int = 0,
+        reasoning_tokens: int = 0,
+    ) -> Usage:
+        """Return a usage with every part told."""
+        return cls(
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            total_tokens=input_tokens + output_tokens,
+            input_tokens_details={
+                "cached_tokens": cached_tokens,
+                "cache_write_tokens": cache_write_tokens,
+            },
+            output_tokens_details={"reasoning_tokens": reasoning_tokens},
+        )
+
+    def detail(self, name: str) -> int | None:
+        """Return `cached_tokens`, `cache_write_tokens` or `reasoning_tokens`, if told."""
+        for details in (self.input_tokens_details, self.output_tokens_details):
+            if details and isinstance(details.get(name), int):
+                return int(details[name])
+        return None
+
+
+class Response(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The response object inside `created`, `in_progress` and the terminal events."""
+
+    id: str
+    object: str = "response"
+    created_at: float | None = None
+    status: str | None = None
+    model: str | None = None
+    output: list[Item] | None = None
+    usage: Usage | None = None
+    error: Item | None = None
+    incomplete_details: Item | None = None
+    previous_response_id: str | None = None
+    store: bool | UnsetType = UNSET
+    timings: Item | UnsetType = UNSET
+    """What llama.cpp's server tells beside `usage`: prompt and generation times in ms."""
+
+
+class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One frame from the server. `stream_id` names the lane; the default lane has none."""
+
+    KIND: ClassVar[str] = "progress"
+    """What the event means to the lane's table of moves."""
+
+    sequence_number: int | UnsetType = UNSET
+    stream_id: str | UnsetType = UNSET
+
+
+class ResponseCreated(Event, tag="response.created"):
+    KIND = "created"
+    response: Response
+
+
+class ResponseInProgress(Event, tag="response.in_progress"):
+    response: Response
+
+
+class ItemAdded(Event, tag="response.output_item.added"):
+    output_index: int
+    item: Item
+
+
+class ItemDone(Event, tag="response.output_item.done"):
+    output_index: int
+    item: Item
+
+
+class ContentPartAdded(Event, tag="response.content_part.added"):
+    item_id: str
+    output_index: int
+    content_index: int
+    part: Item
+
+
+class ContentPartDone(Event, tag="response.content_part.done"):
+    item_id: str
+    output_index: int
+    content_index: int
+    part: Item
+
+
+class TextDelta(Event, tag="response.output_text.delta"):
+    delta: str
+    item_id: str = ""
+    output_index: int = 0
+    content_index: int = 0
+
+
+class TextDone(Event, tag="response.output_text.done"):
+    text: str
+    item_id: str = ""
+    output_index: int = 0
+    content_index: int = 0
+
+
+class ThoughtDelta(Event, tag="response.reasoning_summary_text.delta"):
+    delta: str
+    item_id: str = ""
+    output_index: int = 0
+    summary_index: int = 0
+
+
+class ArgumentsDelta(Event, tag="response.function_call_arguments.delta"):
+    delta: str
+    item_id: str = ""
+    output_index: int = 0
+
+
+class ArgumentsDone(Event, tag="response.function_call_arguments.done"):
+    arguments: str
+    item_id: str = ""
+    output_index: int = 0
+
+
+class ResponseCompleted(Event, tag="response.completed"):
+    KIND = "terminal"
+    response: Response
+
+
+class ResponseFailedEvent(Event, tag="response.failed"):
+    KIND = "terminal"
+    response: Response
+
+
+class ResponseIncomplete(Event, tag="response.incomplete"):
+    KIND = "terminal"
+    response: Response
+
+
+class Reason(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The inside of an error frame."""
+
+    message: str | None = None
+    type: str | None = None
+    code: str | int | None = None
+    param: str | None = None
+    headers: dict[str, Any] | None = None
+
+
+class Error(Event, tag="error"):
+    """An error frame, nested as over WebSocket or flat as over SSE."""
+
+    KIND = "error"
+    status: int | None = None
+    error: Reason | None = None
+    code: str | int | None = None
+    message: str | None = None
+    param: str | None = None
+
+    @property
+    def reason(self) -> Reason:
+        """Return the reason in one form, whichever way the frame told it."""
+        return self.error or Reason(message=self.message, code=self.code, param=self.param)
+
+
+class Other(Event):
+    """An event of a type that we do not know, whole."""
+
+    KIND = "other"
+    type: str
+    frame: dict[str, Any]
+
+
+TERMINAL = (ResponseCompleted, ResponseFailedEvent, ResponseIncomplete)
+
+_Known = (
+    ResponseCreated
+    | ResponseInProgress
+    | ItemAdded
+    | ItemDone
+    | ContentPartAdded
+    | ContentPartDone
+    | TextDelta
+    | TextDone
+    | ThoughtDelta
+    | ArgumentsDelta
+    | ArgumentsDone
+    | ResponseCompleted
+    | ResponseFailedEvent
+    | ResponseIncomplete
+    | Error
+)
+_decode = msgspec.json.Decoder(_Known).decode
+_decode_any = msgspec.json.Decoder(dict[str, Any]).decode
+_encoder = msgspec.json.Encoder()
+
+
+def decode(frame: str | bytes) -> Event:
+    """Return the event that a frame holds.
+
+    Raises:
+        msgspec.DecodeError: the frame is not JSON, not an object, or a type that we know
+            lacks what it must have (`msgspec.ValidationError`).
+    """
+    try:
+        return _decode(frame)
+    except msgspec.ValidationError:
+        whole = _decode_any(frame)
+        kind = whole.get("type")
+        if not isinstance(kind, str) or kind in _TAGS:
+            raise
+        lane = whole.get("stream_id")
+        return Other(type=kind, frame=whole, stream_id=lane if isinstance(lane, str) else UNSET)
+
+
+_TAGS = frozenset(struct.__struct_config__.tag for struct in _Known.__args__)
+
+
+def encode(event: Event) -> bytes:
+    """Return the frame of an event."""
+    return _encoder.encode(event.frame if isinstance(event, Other) else event)
+
+
+class Fields:
+    """All of a request but its input: model, instructions, tools and whatever else is set.
+
+    Kept across turns and encoded once, since instructions and tools of 20 kB travel with
+    every turn. Two of them are equal when they would be encoded alike.
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    @functools.cached_property
+    def encoded(self) -> bytes:
+        """The members as JSON, without the braces around them."""
+        return _encoder.encode(self.values)[1:-1]
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Fields) and self.encoded == other.encoded)
+
+    def __hash__(self) -> int:
+        return hash(self.encoded)
+
+    def __repr__(self) -> str:
+        return f"Fields({', '.join(self.values)})"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A `response.create`. Above the transport `input` is the whole conversation.
+
+    `generate=False` makes it a warm-up: no output, but an id to continue from.
+    """
+
+    fields: Fields
+    input: Chain = EMPTY
+    previous_response_id: str | None = None
+    generate: bool = True
+    stream_id: str | None = None
+
+    def frame(self) -> bytes:
+        """Return the frame to send."""
+        return self._around(_encoder.encode(self.input.since(0)))
+
+    def size(self) -> int:
+        """Return the bytes of `frame()` without building it: it costs the same at any length."""
+        return len(self._around(b"[]")) + self.input.size + max(0, self.input.length - 1)
+
+    def _around(self, items: bytes) -> bytes:
+        head: dict[str, Any] = {"type": "response.create"}
+        if self.stream_id is not None:
+            head["stream_id"] = self.stream_id
+        if not self.generate:
+            head["generate"] = False
+        if self.previous_response_id is not None:
+            head["previous_response_id"] = self.previous_response_id
+        parts = (_encoder.encode(head)[1:-1], self.fields.encoded, b'"input":' + items)
+        return b"{" + b",".join(part for part in parts if part) + b"}"
+
+    @classmethod
+    def parse(cls, frame: str | bytes | dict[str, Any]) -> Request:
+        """Return the request that a client's frame or body holds.
+
+        Raises:
+            msgspec.DecodeError: it is not an object, or a part of it has the wrong shape.
+        """
+        body = dict(frame) if isinstance(frame, dict) else _decode_any(frame)
+        body.pop("type", None)
+        shape = msgspec.convert({name: body.pop(name, None) for name in _OWN}, _Own)
+        said = shape.input
+        if isinstance(said, str):
+            said = [{"type": "message", "role": "user", "content": said}]
+        return cls(
+            fields=Fields(body),
+            input=EMPTY.extend(said or []),
+            previous_response_id=shape.previous_response_id,
+            generate=shape.generate is not False,
+            stream_id=shape.stream_id,
+        )
+
+
+class _Own(msgspec.Struct):
+    """The members of a create that are not settings."""
+
+    input: str | list[Item] | None
+    previous_response_id: str | None
+    generate: bool | None
+    stream_id: str | None
+
+
+_OWN = _Own.__struct_fields__

@@ -1,0 +1,265 @@
+"""What happened, as rows: a fold over the one stream of a run.
+
+The recorder listens: leave it out and nothing else changes. It does the same work at turn
+200 as at turn 2. What did not happen is `None` here and NA in the tables, never 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ipy_agent.protocol.events import (
+    TERMINAL,
+    ArgumentsDelta,
+    Event,
+    ItemDone,
+    Response,
+    TextDelta,
+    ThoughtDelta,
+)
+from ipy_agent.protocol.items import Item
+from ipy_agent.trace import (
+    ItemsAdded,
+    RequestSent,
+    ResponseEnded,
+    RunBegan,
+    RunEnded,
+    ToolEnded,
+    Trace,
+    TurnBegan,
+    TurnEnded,
+)
+
+__all__ = ["CellRecord", "MessageRecord", "Recorder", "ToolRecord", "TurnRecord"]
+
+
+class TurnRecord(msgspec.Struct, kw_only=True):
+    """One `response.create` and the stream that answered it. Times are in milliseconds."""
+
+    turn: int
+    cell: int
+    branch: str
+    model: str | None = None
+    endpoint: str
+    transport: str | None = None
+    connection: int | None = None
+    reused: bool | None = None
+    response_id: str | None = None
+    previous_response_id: str | None = None
+    started_at: datetime
+    sent_items: int | None = None
+    held_items: int | None = None
+    sent_bytes: int | None = None
+    full_bytes: int | None = None
+    received_bytes: int | None = None
+    connect_ms: float | None = None
+    ttft_ms: float | None = None
+    latency_ms: float | None = None
+    tool_ms: float | None = None
+    approval_ms: float | None = None
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    cache_miss: str | None = None
+    retries: int = 0
+    status: str = "running"
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Cached share of the input tokens, 0 to 1."""
+        if self.cached_tokens is None or not self.input_tokens:
+            return None
+        return self.cached_tokens / self.input_tokens
+
+
+class ToolRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of a tool, and what came of it."""
+
+    turn: int
+    call_id: str
+    name: str
+    arguments: str
+    output: str
+    started_at: datetime
+    duration_ms: float | None
+    approval: str
+    status: str
+
+
+class CellRecord(msgspec.Struct, kw_only=True):
+    """One run of a cell; `elapsed_ms` is from its first request to its end."""
+
+    cell: int
+    branch: str
+    endpoint: str
+    prompt: str
+    started_at: datetime
+    elapsed_ms: float | None = None
+    status: str = "running"
+
+
+class MessageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One item of the conversation, and the turn that brought it."""
+
+    cell: int
+    turn: int
+    branch: str
+    item: Item
+
+
+_FIRST_SIGNS = (TextDelta, ArgumentsDelta, ThoughtDelta)
+
+
+class Recorder:
+    """Folds the stream of a session's runs into rows. Not thread-safe: one thread tells it.
+
+    Args:
+        clock: seconds, monotonic; for differences.
+        now: the date of today, in UTC; for `started_at`.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.turns: list[TurnRecord] = []
+        self.tools: list[ToolRecord] = []
+        self.cells: list[CellRecord] = []
+        self.messages: list[MessageRecord] = []
+        self._clock = clock
+        self._now = now
+        self._began = 0.0
+        self._run_began = 0.0
+        self._item_seen: float | None = None
+
+    def hear(self, event: Event | Trace) -> None:
+        """Take note of one value of the stream."""
+        note = _NOTES.get(type(event))
+        if note is not None:
+            note(self, event)
+
+    def _run_began_(self, event: RunBegan) -> None:
+        self._run_began = self._clock()
+        self.cells.append(
+            CellRecord(
+                cell=len(self.cells) + 1,
+                branch=event.branch,
+                endpoint=event.endpoint,
+                prompt=event.prompt,
+                started_at=self._now(),
+            )
+        )
+
+    def _run_ended(self, event: RunEnded) -> None:
+        self.cells[-1].elapsed_ms = _ms(self._clock() - self._run_began)
+        self.cells[-1].status = event.status
+
+    def _turn_began(self, event: TurnBegan) -> None:
+        self._began = self._clock()
+        self._item_seen = None
+        cell = self.cells[-1]
+        self.turns.append(
+            TurnRecord(
+                turn=len(self.turns) + 1,
+                cell=cell.cell,
+                branch=cell.branch,
+                endpoint=cell.endpoint,
+                model=event.model,
+                started_at=self._now(),
+            )
+        )
+
+    def _request_sent(self, event: RequestSent) -> None:
+        row = self.turns[-1]
+        for name in _SENT:
+            setattr(row, name, getattr(event, name))
+        row.retries = event.attempt
+
+    def _first_sign(self, _event: Event) -> None:
+        row = self.turns[-1]
+        if row.ttft_ms is None:
+            row.ttft_ms = _ms(self._clock() - self._began)
+
+    def _item_done(self, _event: ItemDone) -> None:
+        if self._item_seen is None:
+            self._item_seen = self._clock()
+
+    def _terminal(self, event: Any) -> None:
+        row, now = self.turns[-1], self._clock()
+        row.latency_ms = _ms(now - self._began)
+        if row.ttft_ms is None:
+            row.ttft_ms = _ms((self._item_seen or now) - self._began)
+        response: Response = event.response
+        row.response_id = response.id
+        row.model = response.model or row.model
+        if response.usage is not None:
+            row.input_tokens = response.usage.input_tokens
+            row.output_tokens = response.usage.output_tokens
+            for name in ("cached_tokens", "cache_write_tokens", "reasoning_tokens"):
+                setattr(row, name, response.usage.detail(name))
+
+    def _response_ended(self, event: ResponseEnded) -> None:
+        self.turns[-1].received_bytes = event.received_bytes
+
+    def _items_added(self, event: ItemsAdded) -> None:
+        row = self.turns[-1]
+        self.messages += [
+            MessageRecord(cell=row.cell, turn=row.turn, branch=row.branch, item=item)
+            for item in event.items
+        ]
+
+    def _tool_ended(self, event: ToolEnded) -> None:
+        row = self.turns[-1]
+        row.tool_ms = _sum(row.tool_ms, event.duration_ms)
+        row.approval_ms = _sum(row.approval_ms, event.approval_ms)
+        told = {name: getattr(event, name) for name in ToolRecord.__struct_fields__[1:]}
+        self.tools.append(ToolRecord(turn=row.turn, **told))
+
+    def _turn_ended(self, event: TurnEnded) -> None:
+        row = self.turns[-1]
+        row.status = event.status
+        if row.latency_ms is None:
+            row.latency_ms = _ms(self._clock() - self._began)
+
+
+_SENT = (
+    "transport",
+    "connection",
+    "reused",
+    "connect_ms",
+    "previous_response_id",
+    "sent_items",
+    "held_items",
+    "sent_bytes",
+    "full_bytes",
+)
+
+_NOTES: dict[type, Callable[[Recorder, Any], None]] = {
+    RunBegan: Recorder._run_began_,
+    RunEnded: Recorder._run_ended,
+    TurnBegan: Recorder._turn_began,
+    RequestSent: Recorder._request_sent,
+    ResponseEnded: Recorder._response_ended,
+    ItemDone: Recorder._item_done,
+    ItemsAdded: Recorder._items_added,
+    ToolEnded: Recorder._tool_ended,
+    TurnEnded: Recorder._turn_ended,
+    **dict.fromkeys(_FIRST_SIGNS, Recorder._first_sign),
+    **dict.fromkeys(TERMINAL, Recorder._terminal),
+}
+
+
+def _ms(seconds: float) -> float:
+    return seconds * 1_000
+
+
+def _sum(total: float | None, more: float | None) -> float | None:
+    return total if more is None else (total or 0.0) + more

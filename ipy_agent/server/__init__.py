@@ -1,0 +1,1 @@
+"""The embedded server: the Responses API over an engine of this machine."""

@@ -1,0 +1,88 @@
+"""The seam behind which tokens are made.
+
+A connection hands an engine one `Job` at a time per seat and gets pieces back, in the order
+in which they become items: text, or a call and its arguments; last comes one `Finish`. What
+the engine wants to know again when a conversation goes on (token ids, say) it returns there
+as `memory`: the connection keeps it beside the conversation and gives it back, unread.
+
+Cancelling the task that reads the pieces stops the engine; it has to let go within 2 s.
+An engine refuses a job by raising `ResponseFailed` before its first piece, fails it by
+raising it later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ipy_agent.protocol.events import Fields, Usage
+from ipy_agent.protocol.items import Chain
+
+__all__ = ["CallPiece", "Engine", "Finish", "HangUp", "Job", "Piece", "TextPiece"]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn for an engine.
+
+    `input` is the whole conversation. Its first `held` items are those that `memory`, the
+    engine's own from an earlier turn, stands for; both are empty when nothing is held.
+    `generate=False` is a warm-up: take the input in, say nothing.
+    """
+
+    fields: Fields
+    input: Chain
+    held: int = 0
+    memory: Any = None
+    generate: bool = True
+
+
+class TextPiece(msgspec.Struct, frozen=True):
+    """Some more of a message's text."""
+
+    text: str
+
+
+class CallPiece(msgspec.Struct, frozen=True):
+    """Some more of a function call's arguments; with a `name` it begins a call."""
+
+    arguments: str = ""
+    name: str | None = None
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a turn. `incomplete` is the reason for which it ended early, if it did."""
+
+    usage: Usage
+    memory: Any = None
+    incomplete: str | None = None
+    timings: dict[str, Any] | None = None
+
+
+Piece = TextPiece | CallPiece | Finish
+
+
+class HangUp(Exception):  # noqa: N818 (an order, not a failure)
+    """Break the connection on purpose: with a close code, or with a reset when it is `None`."""
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Engine(Protocol):
+    """What makes tokens. A seat is any object that stays the same for one lane's life."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The names that requests may ask for; the first is the default."""
+
+    def generate(self, job: Job, seat: object) -> AsyncIterator[Piece]:
+        """Answer a job."""
+
+    async def leave(self, seat: object) -> None:
+        """Free what is held for a seat: its connection is gone."""
+
+    async def aclose(self) -> None:
+        """Stop, and free everything."""

@@ -1,0 +1,120 @@
+"""What our own side does in a run, told in the same stream as the endpoint's events.
+
+The transport says what it sent, the agent says which tools ran; whoever listens (the
+recorder, a cell's display, a program's log) folds one stream and asks nobody anything.
+Times are seconds of a monotonic clock where they are differences, UTC where they are dates.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from ipy_agent.protocol.items import Item
+
+__all__ = [
+    "ItemsAdded",
+    "Notice",
+    "RequestSent",
+    "ResponseEnded",
+    "RunBegan",
+    "RunEnded",
+    "ToolBegan",
+    "ToolEnded",
+    "Trace",
+    "TurnBegan",
+    "TurnEnded",
+]
+
+
+class Trace(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that our side did."""
+
+
+class RunBegan(Trace):
+    """A cell run began."""
+
+    prompt: str
+    endpoint: str
+    branch: str = "main"
+
+
+class RunEnded(Trace):
+    """A cell run ended, with one of the statuses of a turn."""
+
+    status: str
+
+
+class TurnBegan(Trace):
+    """A turn begins; the clock of its latency starts."""
+
+    model: str | None
+
+
+class RequestSent(Trace):
+    """The turn's request is on the wire. Told again, with a higher `attempt`, if re-sent.
+
+    `full_bytes` is what a request with no memory on the other side would have sent.
+    """
+
+    transport: str
+    connection: int
+    reused: bool
+    connect_ms: float | None
+    previous_response_id: str | None
+    sent_items: int
+    held_items: int
+    sent_bytes: int
+    full_bytes: int
+    attempt: int = 0
+
+
+class ResponseEnded(Trace):
+    """The response's terminal event was read; nothing more comes of it."""
+
+    received_bytes: int
+
+
+class ItemsAdded(Trace):
+    """The conversation grew by these items."""
+
+    items: list[Item]
+
+
+class ToolBegan(Trace):
+    """A tool call is about to be carried out."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ToolEnded(Trace):
+    """A tool call has its output.
+
+    `approval` is `auto` (nobody was asked), `yes`, `no`, or `none` where it did not come to
+    that; `status` is `completed`, `failed`, `refused` or `interrupted`.
+    """
+
+    call_id: str
+    name: str
+    arguments: str
+    output: str
+    started_at: datetime
+    duration_ms: float | None
+    approval: str
+    approval_ms: float | None
+    status: str
+
+
+class TurnEnded(Trace):
+    """The turn and the tools that it called are done."""
+
+    status: str
+
+
+class Notice(Trace):
+    """A line for the user: why the next thing takes a while, or goes another way."""
+
+    text: str
