@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from ipy_agent.errors import AuthenticationFailed, UsageError
 
-__all__ = ["ENDPOINTS", "MODES", "Endpoint", "Mode", "Settings"]
+__all__ = ["CONFIGURED", "ENDPOINTS", "MODES", "Endpoint", "Mode", "Settings"]
 
 Mode = Literal["read", "ask", "auto"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -195,3 +195,6 @@ class Settings:
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+
+CONFIGURED: dict[str, Any] = {}
+"""What the user's IPython configuration sets, by name, for the session that will be made."""

@@ -8,10 +8,9 @@ Times are seconds of a monotonic clock where they are differences, UTC where the
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
-
-from ipy_agent.protocol.items import Item
 
 __all__ = [
     "ItemsAdded",
@@ -79,7 +78,7 @@ class ResponseEnded(Trace):
 class ItemsAdded(Trace):
     """The conversation grew by these items."""
 
-    items: list[Item]
+    items: list[dict[str, Any]]
 
 
 class ToolBegan(Trace):

@@ -1,0 +1,1 @@
+"""The agent: ask the model, run the tools it calls, ask again."""

@@ -145,34 +145,34 @@ class ContentPartDone(Event, tag="response.content_part.done"):
     part: Item
 
 
-class TextDelta(Event, tag="response.output_text.delta"):
+class TextDelta(Event, omit_defaults=False, tag="response.output_text.delta"):
     delta: str
     item_id: str = ""
     output_index: int = 0
     content_index: int = 0
 
 
-class TextDone(Event, tag="response.output_text.done"):
+class TextDone(Event, omit_defaults=False, tag="response.output_text.done"):
     text: str
     item_id: str = ""
     output_index: int = 0
     content_index: int = 0
 
 
-class ThoughtDelta(Event, tag="response.reasoning_summary_text.delta"):
+class ThoughtDelta(Event, omit_defaults=False, tag="response.reasoning_summary_text.delta"):
     delta: str
     item_id: str = ""
     output_index: int = 0
     summary_index: int = 0
 
 
-class ArgumentsDelta(Event, tag="response.function_call_arguments.delta"):
+class ArgumentsDelta(Event, omit_defaults=False, tag="response.function_call_arguments.delta"):
     delta: str
     item_id: str = ""
     output_index: int = 0
 
 
-class ArgumentsDone(Event, tag="response.function_call_arguments.done"):
+class ArgumentsDone(Event, omit_defaults=False, tag="response.function_call_arguments.done"):
     arguments: str
     item_id: str = ""
     output_index: int = 0

@@ -1,0 +1,139 @@
+"""A model's call of a tool, from its arguments to its output. Runs on the user's thread.
+
+Whatever happens, a call ends in one output: the model's mistakes and the tool's exceptions are
+told to the model, a refusal too. Only an interrupt also ends the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from ipy_agent.agent.approval import Verdict, question, verdict
+from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of
+from ipy_agent.protocol.items import Item
+from ipy_agent.settings import Endpoint, Mode
+from ipy_agent.trace import ToolEnded
+
+__all__ = ["Outcome", "Worker"]
+
+INTERRUPTED = "interrupted by the user; side effects unknown"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a call: the output for the model, and the row for the records."""
+
+    output: str | list[Item]
+    ended: ToolEnded
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """How a call went."""
+
+    result: Result
+    status: str
+    approval: str = "none"
+    approval_ms: float | None = None
+    duration_ms: float | None = None
+
+
+class Worker:
+    """Carries out the calls of one run.
+
+    Args:
+        tools: those on offer.
+        mode: which of them run, and which after a question.
+        approve: asks the user; anything but a yes is `False`.
+        endpoint: how much of an output its model is shown, and in which form.
+    """
+
+    def __init__(
+        self,
+        tools: Mapping[str, Tool],
+        mode: Mode,
+        approve: Callable[[str], bool],
+        endpoint: Endpoint,
+    ) -> None:
+        self._tools = tools
+        self._mode: Mode = mode
+        self._approve = approve
+        self._endpoint = endpoint
+        self._previous: tuple[str, str] | None = None
+
+    def carry_out(self, call: Item) -> Outcome:
+        """Return the outcome of a `function_call` item."""
+        name, arguments = str(call.get("name")), str(call.get("arguments") or "{}")
+        started_at = datetime.now(UTC)
+        run = self._run(name, arguments)
+        self._previous = (name, arguments)
+        output = run.result.output(self._endpoint.output_limit, images=self._endpoint.images)
+        return Outcome(
+            output=output,
+            ended=ToolEnded(
+                call_id=call["call_id"],
+                name=name,
+                arguments=arguments,
+                output=run.result.text,
+                started_at=started_at,
+                duration_ms=run.duration_ms,
+                approval=run.approval,
+                approval_ms=run.approval_ms,
+                status=run.status,
+            ),
+        )
+
+    def _run(self, name: str, arguments: str) -> _Run:
+        tool = self._tools.get(name)
+        if tool is None:
+            there = ", ".join(self._tools) or "none"
+            return _failed(f"there is no tool {name!r}; the tools are: {there}")
+        try:
+            bound = tool.bind(arguments)
+        except BadArguments as error:
+            return _failed(str(error))
+        if self._endpoint.hint_repeats and (name, arguments) == self._previous:
+            return _failed(
+                "this is the call that you just made, and its result would be the same: "
+                "use the result above to answer, or make a different call"
+            )
+        said = verdict(tool, self._mode)
+        if said is Verdict.REFUSE:
+            return _refused(f"not run: {name} has side effects and the mode is read")
+        if said is Verdict.RUN:
+            return _ran(tool, bound, "auto", None)
+        began = time.perf_counter()
+        try:
+            approved = self._approve(question(tool, bound))
+        except KeyboardInterrupt:
+            return _Run(Result(INTERRUPTED), "interrupted", "no", _ms_since(began))
+        waited = _ms_since(began)
+        if not approved:
+            return _refused("not run: the user said no", waited)
+        return _ran(tool, bound, "yes", waited)
+
+
+def _failed(text: str) -> _Run:
+    return _Run(Result(text, failed=True), "failed")
+
+
+def _refused(text: str, approval_ms: float | None = None) -> _Run:
+    return _Run(Result(text, failed=True), "refused", "no", approval_ms)
+
+
+def _ran(tool: Tool, bound: dict[str, object], approval: str, approval_ms: float | None) -> _Run:
+    began = time.perf_counter()
+    try:
+        result = result_of(tool.function(**bound))
+        status = "failed" if result.failed else "completed"
+    except KeyboardInterrupt:
+        result, status = Result(INTERRUPTED, failed=True), "interrupted"
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a tool may raise anything; it goes to the model)
+        result, status = Result(f"{type(error).__name__}: {error}", failed=True), "failed"
+    return _Run(result, status, approval, approval_ms, _ms_since(began))
+
+
+def _ms_since(began: float) -> float:
+    return (time.perf_counter() - began) * 1_000

@@ -1,0 +1,146 @@
+"""A run as the caller's thread sees it: an inbox of what happens, and tools to be run.
+
+The loop puts in events and tool calls, this side takes them out: it shows the ones and
+carries out the others, since output, questions and the user's variables live here. An inbox
+belongs to one run; a shared one would let the end of a cancelled run end the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import queue
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+from ipy_agent.agent.calls import Outcome, Worker
+from ipy_agent.agent.conversation import Conversation
+from ipy_agent.agent.loop import Ask, Hear, answer
+from ipy_agent.background import Background, Work
+from ipy_agent.errors import Interrupted
+from ipy_agent.protocol.events import Event
+from ipy_agent.protocol.items import Item
+from ipy_agent.trace import Trace
+from ipy_agent.transport import Transport
+
+__all__ = ["Front", "Quiet", "attend"]
+
+STOP_SECONDS = 1.0
+TICK_SECONDS = 0.1
+
+
+class Front(Protocol):
+    """Who looks on while a run goes: a cell, or nobody. Called on the thread of `run`."""
+
+    def show(self, event: Event | Trace) -> None:
+        """Show what happened."""
+
+    def tick(self) -> None:
+        """Nothing happened for a tenth of a second."""
+
+    def approve(self, question: str) -> bool:
+        """Ask the user; anything but a yes is `False`."""
+
+    def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
+        """Hold while the run goes on; an interrupt then calls `stop`."""
+
+    def working(self) -> AbstractContextManager[object]:
+        """Hold while a tool runs; an interrupt is then the tool's."""
+
+
+class Quiet:
+    """Nobody looks on, and nobody can be asked; Python's own interrupt ends the wait."""
+
+    def show(self, event: Event | Trace) -> None:
+        pass
+
+    def tick(self) -> None:
+        pass
+
+    def approve(self, question: str) -> bool:  # noqa: ARG002 (nobody is there to read it)
+        return False
+
+    def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:  # noqa: ARG002
+        return nullcontext()
+
+    def working(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+
+class _Job:
+    """A tool call on its way to the caller's thread, and its outcome's way back."""
+
+    def __init__(self, call: Item) -> None:
+        self.call = call
+        self._loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[Outcome] = self._loop.create_future()
+
+    def done(self, outcome: Outcome) -> None:
+        """Hand the outcome to the loop, unless the run is over."""
+        self._loop.call_soon_threadsafe(
+            lambda: self.outcome.done() or self.outcome.set_result(outcome)
+        )
+
+
+def attend(
+    ask: Ask,
+    conversation: Conversation,
+    transport: Transport,
+    worker: Worker,
+    front: Front,
+    background: Background,
+    record: Hear,
+) -> str:
+    """Begin a run on the loop, see it through on this thread, and return the last words.
+
+    Raises:
+        AgentError: what ended the run.
+        Interrupted: the user did.
+    """
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def hear(event: Event | Trace) -> None:
+        record(event)
+        inbox.put(event)
+
+    async def perform(call: Item) -> Outcome:
+        job = _Job(call)
+        inbox.put(job)
+        return await job.outcome
+
+    run = background.start(answer(ask, conversation, transport, perform, hear), done=inbox.put)
+    try:
+        with front.waiting(lambda: inbox.put(Interrupted("interrupted"))):
+            return _see_through(inbox, run, worker, front)
+    except BaseException:
+        run.cancel()
+        with contextlib.suppress(BaseException):  # its end is not the news any more
+            run.result.exception(STOP_SECONDS)
+        raise
+
+
+def _see_through(
+    inbox: queue.SimpleQueue[Any], run: Work, worker: Worker, front: Front
+) -> str:
+    """Take out of the inbox what happens, until the run ended."""
+    while True:
+        try:
+            message = inbox.get(timeout=TICK_SECONDS)
+        except queue.Empty:
+            front.tick()
+            continue
+        if isinstance(message, _Job):
+            with front.working():
+                outcome = worker.carry_out(message.call)
+            message.done(outcome)
+        elif isinstance(message, concurrent.futures.Future):
+            try:
+                return str(message.result())
+            except asyncio.CancelledError:
+                raise Interrupted("interrupted") from None
+        elif isinstance(message, Interrupted):
+            run.cancel()
+        else:
+            front.show(message)

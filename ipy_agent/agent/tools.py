@@ -1,0 +1,224 @@
+"""A function as a tool: its signature is the schema, its docstring the description.
+
+Types are msgspec's: what it can decode strictly can be a parameter (numbers, text, `Literal`,
+enums, lists, dicts, dataclasses, `X | None`, `Annotated` with `msgspec.Meta`). Anything else
+is an error where the tool is made, since a user who defines a tool is still there to mend it.
+What the model then gets wrong is an error for the model, never an exception for the user.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import msgspec
+
+from ipy_agent.errors import ToolError
+from ipy_agent.protocol.items import Item, image
+
+__all__ = ["TOOLS", "BadArguments", "Result", "Tool", "bounded", "tool"]
+
+Function = Callable[..., Any]
+
+
+class BadArguments(ValueError):  # noqa: N818 (it is what the model sent, not a failure of ours)
+    """What the model sent does not fit the tool's schema; the text is for the model."""
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What a tool says to the model when a plain value does not do.
+
+    `pictures` are PNG data URLs. `failed` marks a call that ran and went wrong.
+    """
+
+    text: str
+    pictures: list[str] = []
+    failed: bool = False
+
+    def output(self, limit: int, *, images: bool) -> str | list[Item]:
+        """Return the output for the model: a bounded text, with the pictures if it takes any."""
+        said = bounded(self.text, limit)
+        if not (self.pictures and images):
+            return said
+        return [{"type": "input_text", "text": said}, *map(image, self.pictures)]
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the model may call. `shows` is the parameter that holds code, if any."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    function: Function
+    shape: type[msgspec.Struct]
+    read_only: bool = False
+    shows: str | None = None
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The tool as the Responses API lists it."""
+        return {
+            "type": "function",
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+        }
+
+    def bind(self, arguments: str) -> dict[str, Any]:
+        """Return the call's keyword arguments, checked and converted.
+
+        Raises:
+            BadArguments: they are not JSON, or do not fit.
+        """
+        try:
+            bound = msgspec.json.decode(arguments or "{}", type=self.shape)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise BadArguments(f"{self.name}: bad arguments: {error}") from None
+        return {name: getattr(bound, name) for name in self.shape.__struct_fields__}
+
+
+TOOLS: dict[str, Tool] = {}
+"""The tools of this process, by name. A function defined again replaces itself."""
+
+
+@overload
+def tool(function: Function) -> Function: ...
+@overload
+def tool(*, read_only: bool = False) -> Callable[[Function], Function]: ...
+def tool(
+    function: Function | None = None, *, read_only: bool = False
+) -> Function | Callable[[Function], Function]:
+    """Offer a function to the model; usable bare or as `@tool(read_only=True)`.
+
+    Args:
+        function: needs type hints on every parameter and a docstring.
+        read_only: it has no side effects and runs without asking.
+
+    Raises:
+        ToolError: the signature cannot be told to a model.
+    """
+    if function is None:
+        return lambda function: tool_of(function, read_only=read_only, register=True).function
+    return tool_of(function, register=True).function
+
+
+def tool_of(
+    function: Function,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    read_only: bool = False,
+    shows: str | None = None,
+    register: bool = False,
+) -> Tool:
+    """Return the tool that a function makes.
+
+    Raises:
+        ToolError: the signature cannot be told to a model.
+    """
+    name = name or getattr(function, "__name__", type(function).__name__)
+    if inspect.iscoroutinefunction(function):
+        raise ToolError(f"tool {name}: it is `async`; a tool is an ordinary function")
+    description = description or inspect.getdoc(function)
+    if not description:
+        raise ToolError(f"tool {name}: it needs a docstring that tells the model what it does")
+    shape = _shape(name, function)
+    made = Tool(
+        name=name,
+        description=description,
+        parameters=_schema(name, shape),
+        function=function,
+        shape=shape,
+        read_only=read_only,
+        shows=shows,
+    )
+    if register:
+        TOOLS[name] = made
+    return made
+
+
+def _shape(name: str, function: Function) -> type[msgspec.Struct]:
+    """Return a struct whose fields are the function's parameters."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ToolError(f"tool {name}: a type hint cannot be read: {error}") from None
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise ToolError(f"tool {name}: {parameter} cannot be told to a model; name each one")
+        if parameter.name not in hints:
+            raise ToolError(f"tool {name}: parameter {parameter.name!r} needs a type hint")
+        field = (parameter.name, hints[parameter.name])
+        if parameter.default is parameter.empty:
+            fields.append(field)
+        else:
+            fields.append((*field, _default(parameter.default)))
+    try:
+        return msgspec.defstruct(
+            f"{name}_arguments", fields, kw_only=True, forbid_unknown_fields=True
+        )
+    except (TypeError, ValueError) as error:
+        raise ToolError(f"tool {name}: {error}") from None
+
+
+def _default(value: Any) -> Any:
+    mutable = isinstance(value, (list, dict, set)) or hasattr(value, "__dict__")
+    return msgspec.field(default_factory=lambda: value) if mutable else value
+
+
+def _schema(name: str, shape: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the JSON Schema of a shape, with its own object at the top as the API wants it."""
+    try:
+        (reference,), components = msgspec.json.schema_components([shape], ref_template="#/$defs/{name}")
+    except (TypeError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise ToolError(f"tool {name}: a parameter's type cannot be told to a model: {line}") from None
+    top = components.pop(reference["$ref"].rpartition("/")[2])
+    top.pop("title", None)
+    return {**top, "$defs": components} if components else top
+
+
+def bounded(text: str, limit: int) -> str:
+    """Return a text of at most about `limit` characters, its middle left out if need be."""
+    if len(text) <= limit:
+        return text
+    head, tail = text[: limit * 2 // 3], text[-(limit // 3) :]
+    return f"{head}\n… {len(text) - len(head) - len(tail):,} characters left out …\n{tail}"
+
+
+def result_of(value: Any) -> Result:
+    """Return what a tool's value says to the model: text as it is, else JSON, else its repr."""
+    if isinstance(value, Result):
+        return value
+    if isinstance(value, str):
+        return Result(value)
+    try:
+        return Result(msgspec.json.encode(value).decode())
+    except (TypeError, ValueError, RecursionError):
+        return Result(_repr(value))
+
+
+def _repr(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001 (a user's __repr__ may raise anything)
+        return f"<{type(value).__name__} whose repr failed: {type(error).__name__}>"
+
+
+def offered(
+    tools: Mapping[str, Tool], wanted: tuple[str, ...] | None, hidden: frozenset[str]
+) -> dict[str, Tool]:
+    """Return the tools on offer: those wanted by name, else all but the hidden ones.
+
+    Raises:
+        ToolError: a wanted tool is not there.
+    """
+    if wanted is None:
+        return {name: tool for name, tool in tools.items() if name not in hidden}
+    missing = [name for name in wanted if name not in tools]
+    if missing:
+        raise ToolError(f"there is no tool {missing[0]!r}: there are {', '.join(tools) or 'none'}")
+    return {name: tools[name] for name in wanted}

@@ -1,0 +1,92 @@
+"""An event loop on a thread of its own, so that sockets live while the main thread computes.
+
+Rule 1: work begins in an empty context; a cell's own would keep its output alive for ever.
+Rule 2: nothing here prints, or calls into the user's code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["Background", "Work"]
+
+T = TypeVar("T")
+STOP_SECONDS = 2.0
+
+
+class Work:
+    """Something under way on the loop, as the thread that began it sees it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, Any],
+        done: Callable[[concurrent.futures.Future[Any]], None],
+    ) -> None:
+        self.result: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self.result.add_done_callback(done)
+        self._loop = loop
+        self._coroutine = coroutine
+        self._task: asyncio.Task[Any] | None = None
+        loop.call_soon_threadsafe(self._begin, context=contextvars.Context())
+
+    def cancel(self) -> None:
+        """Ask it to end; its result follows when it did."""
+        self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._coroutine)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.result.set_exception(asyncio.CancelledError())
+        elif error := task.exception():
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())
+
+
+class Background:
+    """The loop and its daemon thread."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self.loop.run_forever, name="ipy_agent loop", daemon=True
+        )
+        self._thread.start()
+
+    def start(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        done: Callable[[concurrent.futures.Future[Any]], None] = lambda _: None,
+    ) -> Work:
+        """Begin work; `done` is called on the loop's thread when it ended."""
+        return Work(self.loop, coroutine, done)
+
+    def call(self, coroutine: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
+        """Do work and wait for its result; an exception here ends the work."""
+        work = self.start(coroutine)
+        try:
+            result: T = work.result.result(seconds)
+        except BaseException:
+            work.cancel()
+            raise
+        return result
+
+    def stop(self) -> None:
+        """End the thread. In a forked child there is none, and nothing is touched."""
+        if os.getpid() != self.pid:
+            return
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(STOP_SECONDS)
+        if not self._thread.is_alive():
+            self.loop.close()

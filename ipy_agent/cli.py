@@ -1,0 +1,125 @@
+"""The command line: `ipy-agent demo | serve | model`.
+
+Exit codes: 0 done, 1 the job failed (one line why on stderr), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ipy_agent import __version__
+from ipy_agent.errors import AgentError, UsageError
+
+if TYPE_CHECKING:
+    from ipy_agent.server.engine import Engine
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("ipy-agent: interrupted", file=sys.stderr)
+        return 1
+    except AgentError as error:
+        print(f"ipy-agent: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ipy-agent", description="An agent for Jupyter kernels, and its local server."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo", help="ask a local model seven questions about penguins, and measure"
+    )
+    demo.add_argument("--out", type=Path, default=Path("ipy-agent-demo"), help="folder to write to")
+    demo.add_argument("--model", help="a model's name or a PATH.gguf")
+    demo.set_defaults(run=_demo)
+
+    serve = commands.add_parser("serve", help="serve a model of this machine")
+    serve.add_argument("--port", type=int, default=0, help="0 for any free one")
+    serve.add_argument("--engine", choices=("llama", "scripted"), default="llama")
+    serve.add_argument("--script", type=Path, metavar="FILE", help="what `scripted` answers")
+    serve.add_argument("--model", metavar="NAME|PATH.gguf", help="what `llama` answers with")
+    serve.add_argument("--slots", type=int, default=4, help="conversations kept in KV (4)")
+    serve.add_argument("--cache", choices=("off", "latest", "all"), default="all")
+    serve.add_argument("--idle-exit", type=float, metavar="SECONDS", help="end when unused so long")
+    serve.add_argument("--runtime-file", type=Path, help=argparse.SUPPRESS)
+    serve.set_defaults(run=_serve)
+
+    model = commands.add_parser("model", help="get a model's weights")
+    actions = model.add_subparsers(dest="action", required=True, metavar="ACTION")
+    pull = actions.add_parser("pull", help="fetch a model, unless it is here")
+    pull.add_argument("name", nargs="?")
+    pull.set_defaults(run=_pull)
+    actions.add_parser("list", help="the known models").set_defaults(run=_list)
+    path = actions.add_parser("path", help="where a model's file is")
+    path.add_argument("name", nargs="?")
+    path.set_defaults(run=_path)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ipy_agent.demo import run  # noqa: PLC0415 (each command loads its own part)
+
+    run(options.out, model=options.model)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from ipy_agent.server.process import serve, server_token  # noqa: PLC0415
+
+    serve(
+        _engine(options),
+        port=options.port,
+        token=server_token(),
+        cache=options.cache,
+        idle_exit=options.idle_exit,
+        runtime_file=options.runtime_file,
+    )
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    if options.engine == "scripted":
+        from ipy_agent.server import scripted  # noqa: PLC0415
+
+        return scripted.ScriptedEngine(scripted.load(options.script) if options.script else ())
+    from ipy_agent.server import weights  # noqa: PLC0415
+    from ipy_agent.server.llama import LlamaEngine  # noqa: PLC0415
+
+    wanted = options.model or os.environ.get("IPY_AGENT_MODEL")
+    file = weights.pull(wanted, weights.progress_bar(sys.stderr))
+    name = wanted if wanted in weights.names() else file.stem
+    return LlamaEngine(file, name=name, slots=options.slots, cache=options.cache != "off")
+
+
+def _pull(options: argparse.Namespace) -> None:
+    from ipy_agent.server import weights  # noqa: PLC0415
+
+    print(weights.pull(options.name, weights.progress_bar(sys.stderr)))
+
+
+def _list(_: argparse.Namespace) -> None:
+    from ipy_agent.server import weights  # noqa: PLC0415
+
+    for model, here in weights.known():
+        state = "here" if here else "not here"
+        print(f"{model.name:32} {model.size / 1e6:7,.0f} MB  {model.licence:12} {state}")
+
+
+def _path(options: argparse.Namespace) -> None:
+    from ipy_agent.server import weights  # noqa: PLC0415
+
+    print(weights.path(options.name))

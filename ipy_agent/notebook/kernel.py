@@ -1,0 +1,139 @@
+"""The kernel's own tools: `python` runs code in the user's namespace, `inspect` looks at it.
+
+Both run on the main thread, where output belongs to the cell that is running. What the code
+prints, shows and raises goes to the model as text and, bounded, into the cell; pictures
+are shown in the cell where they arise, and to models that take them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import CapturedIO, RichOutput, capture_output
+
+from ipy_agent.agent.tools import Result, Tool, tool_of
+from ipy_agent.notebook.preview import brief, preview
+
+__all__ = ["kernel_tools"]
+
+TRACEBACK_LINES = 12
+PICTURES = 4
+CHANGES = 12
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+
+def kernel_tools(shell: InteractiveShell) -> list[Tool]:
+    """Return the tools of a shell: `python` and `inspect`."""
+
+    def python(code: str) -> Result:
+        return _run(shell, code)
+
+    def inspect(name: str) -> str:
+        if name not in shell.user_ns:
+            close = [known for known in _names(shell) if known.lower() == name.lower()]
+            known = ", ".join(close or sorted(_names(shell))[:40]) or "none"
+            return f"there is no variable {name!r}; there are: {known}"
+        return preview(name, shell.user_ns[name], head=True)
+
+    return [
+        tool_of(python, description=_PYTHON, shows="code"),
+        tool_of(inspect, description=_INSPECT, read_only=True),
+    ]
+
+
+_PYTHON = """\
+Run Python code in the user's notebook kernel. Variables persist from call to call, and the \
+user sees them. Returns what was printed, the value of the last expression, and the \
+variables that were made or changed."""
+
+_INSPECT = """\
+Look at one variable of the user's notebook without running code: its type, shape, columns \
+with dtypes and ranges, and first rows."""
+
+
+def _run(shell: InteractiveShell, code: str) -> Result:
+    before = {name: shell.user_ns[name] for name in _names(shell)}
+    with _tracebacks(shell) as raised, capture_output() as captured:
+        ended = shell.run_cell(code, store_history=False)
+    error = ended.error_before_exec or ended.error_in_exec
+    if isinstance(error, KeyboardInterrupt):
+        # IPython swallows it; the run has to know.
+        raise error
+    shown = [output for output in captured.outputs if _is_rich(output)]
+    for output in shown:
+        output.display()
+    parts = [*_said(captured), *raised, *_changes(shell, before)]
+    text = "\n".join(part.strip("\n") for part in parts if part.strip())
+    return Result(
+        text or "(no output)", pictures=_pictures(captured), failed=error is not None
+    )
+
+
+@contextlib.contextmanager
+def _tracebacks(shell: InteractiveShell) -> Iterator[list[str]]:
+    """Collect tracebacks as text; a kernel would publish them past any capture."""
+    raised: list[str] = []
+
+    def collect(_type: Any, _value: Any, lines: list[str]) -> None:
+        plain = _ANSI.sub("", "\n".join(lines)).splitlines()
+        raised.append("\n".join(plain[-TRACEBACK_LINES:]))
+
+    shell._showtraceback = collect  # noqa: SLF001 (IPython has no other way in)
+    try:
+        yield raised
+    finally:
+        del shell._showtraceback  # noqa: SLF001
+
+
+def _said(captured: CapturedIO) -> Iterator[str]:
+    yield captured.stdout
+    yield captured.stderr
+    for output in captured.outputs:
+        picture = output.data.get("image/png") or output.data.get("image/jpeg")
+        yield "(a picture, shown to the user)" if picture else output.data.get("text/plain", "")
+
+
+def _is_rich(output: RichOutput) -> bool:
+    """Whether an output is more than text: a picture, a widget, an interactive chart."""
+    return any(
+        kind.startswith(("image/", "application/")) and kind != "application/json"
+        for kind in output.data
+    )
+
+
+def _pictures(captured: CapturedIO) -> list[str]:
+    found = [output.data["image/png"] for output in captured.outputs if "image/png" in output.data]
+    return [f"data:image/png;base64,{_one_line(png)}" for png in found[:PICTURES]]
+
+
+def _one_line(png: Any) -> str:
+    if isinstance(png, bytes):
+        import base64  # noqa: PLC0415 (pictures are rare)
+
+        return base64.b64encode(png).decode()
+    return "".join(str(png).split())
+
+
+def _changes(shell: InteractiveShell, before: dict[str, Any]) -> Iterator[str]:
+    """Name the variables that were made or bound anew."""
+    now = {name: shell.user_ns[name] for name in _names(shell)}
+    changed = [name for name in now if name not in before or before[name] is not now[name]]
+    for name in changed[:CHANGES]:
+        yield f"{name}: {brief(now[name])}"
+
+
+def _names(shell: InteractiveShell) -> list[str]:
+    """Return the user's own variables: no private ones, no modules, nothing of IPython's."""
+    return [
+        name
+        for name, value in shell.user_ns.items()
+        if not name.startswith("_")
+        and name not in shell.user_ns_hidden
+        and not isinstance(value, ModuleType)
+    ]

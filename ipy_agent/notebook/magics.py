@@ -1,0 +1,240 @@
+"""`%agent` and `%%agent`: read the line, hand over, show what comes back. No work is done here.
+
+Loading this brings in IPython, which is there already, and nothing else that is heavy: the
+session, its socket, the tables and widgets come with the first cell that needs them.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import UsageError as WrongOption
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic_arguments import (
+    MagicArgumentParser,
+    argument,
+    magic_arguments,
+    parse_argstring,
+)
+from IPython.display import display
+from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import List as ListOf
+
+from ipy_agent.agent.approval import verdict
+from ipy_agent.agent.tools import TOOLS
+from ipy_agent.errors import UsageError
+from ipy_agent.notebook.kernel import kernel_tools
+from ipy_agent.notebook.preview import preview
+from ipy_agent.settings import CONFIGURED, MODES
+
+if TYPE_CHECKING:
+    from ipy_agent.notebook.answer import CellFront, PlainFront
+    from ipy_agent.sessions import Session
+
+__all__ = ["AgentMagics", "load", "unload"]
+
+_HANDED_OVER = re.compile(r"\$`([^`\n]+)`")
+
+
+def _setting(trait: type, text: str, *args: Any) -> Any:
+    """Return a trait that is unset until the user sets it."""
+    return trait(*args, default_value=None, allow_none=True, help=text).tag(config=True)
+
+
+@magics_class
+class AgentMagics(Magics):
+    """The agent of this kernel; what is unset here is the session's or the endpoint's default."""
+
+    endpoint = _setting(Unicode, "A preset (openai, xai, local) or a base URL.")
+    model = _setting(Unicode, "The model; unset, the endpoint's own.")
+    instructions = _setting(Unicode, "What the model is told about its job.")
+    mode = _setting(Enum, "Which tools run: read, ask (the default) or auto.", MODES)
+    tools = _setting(ListOf, "Names of the tools on offer; unset, all.", Unicode())
+    store = _setting(Bool, "Whether the endpoint may store responses (no).")
+    prompt_cache_key = _setting(Unicode, "What the prompt cache routes by (the session's id).")
+    budget_turns = _setting(Int, "Turns that a cell run may take (25).")
+    budget_seconds = _setting(Float, "Seconds that a cell run may take (1800).")
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell)
+        names = self.trait_names(config=True)
+        for name in names:
+            self._configure(name, getattr(self, name))
+        self.observe(lambda change: self._configure(change["name"], change["new"]), names)
+
+    @property
+    def session(self) -> Session:
+        """The kernel's session."""
+        from ipy_agent.sessions import session  # noqa: PLC0415 (sockets come with the first use)
+
+        return session()
+
+    @cell_magic("agent")
+    @magic_arguments()
+    @argument("-m", "--model", help="The model for this cell.")
+    @argument("-o", "--output", metavar="NAME", help="Keep the answer's text in this variable.")
+    @argument("--mode", choices=MODES, help="Which tools run in this cell.")
+    @argument("--endpoint", help="A preset or a base URL for this cell.")
+    def ask(self, line: str, cell: str) -> None:
+        """Ask the agent what stands in the cell.
+
+        The answer streams into the cell, and the tools that the model calls run in this kernel.
+        The prompt is sent as it is; $`name` hands over a short preview of a variable.
+        """
+        options = self._options(lambda: parse_argstring(self.ask, line))
+        if options.output and not options.output.isidentifier():
+            raise UsageError(f"-o {options.output!r} is no name for a variable")
+        prompt = self._handed_over(cell)
+        if not prompt.strip():
+            raise UsageError("the prompt is empty: write what you want below %%agent")
+        front = self._front()
+        try:
+            answer = self.session.run(
+                prompt,
+                model=options.model,
+                mode=options.mode,
+                endpoint=options.endpoint,
+                front=front,
+            )
+        finally:
+            front.close()
+        if options.output:
+            self.shell.user_ns[options.output] = answer.text
+
+    @line_magic("agent")
+    def tell(self, line: str) -> Any:
+        """Tell how the session stands, show its tables, or set something.
+
+        %agent                              status: endpoint, connection, mode, totals
+        %agent turns|cells|tools|messages   a DataFrame each
+        %agent toolbox                      the tools on offer, and whether they run
+        %agent panel                        the table of turns as a picture
+        %agent connect NAME|URL [-m MODEL] [--key-env NAME]
+        %agent disconnect|warm|reset
+        %agent mode read|ask|auto
+        %agent export PATH [--table NAME]   .parquet .csv .json .jsonl .html .md
+        """
+        options = self._options(lambda: _LINE.parse_argstring(line))
+        return _COMMANDS[options.command](self, options)
+
+    def _options(self, parse: Callable[[], Namespace]) -> Namespace:
+        try:
+            return parse()
+        except WrongOption as error:
+            raise UsageError(" ".join(str(error).split())) from None
+
+    def _configure(self, name: str, value: Any) -> None:
+        """Hand a setting on to the session that is, or will be."""
+        if value is None:
+            return
+        CONFIGURED[name] = tuple(value) if isinstance(value, list) else value
+        if "ipy_agent.sessions" in sys.modules:
+            self.session.configure(name, CONFIGURED[name])
+
+    def _handed_over(self, cell: str) -> str:
+        """Return the prompt with a preview of each variable that it hands over."""
+        names = dict.fromkeys(_HANDED_OVER.findall(cell))
+        for name in names:
+            if name not in self.shell.user_ns:
+                raise UsageError(f"there is no variable {name!r} to hand over with $`{name}`")
+        previews = [preview(name, self.shell.user_ns[name]) for name in names]
+        return "\n\n".join([_HANDED_OVER.sub(r"`\1`", cell).strip("\n"), *previews])
+
+    def _front(self) -> CellFront | PlainFront:
+        from ipy_agent.notebook import answer  # noqa: PLC0415 (widgets come with the first use)
+
+        in_kernel = getattr(self.shell, "kernel", None) is not None
+        return answer.CellFront(self.session.records) if in_kernel else answer.PlainFront()
+
+    # what each `%agent` command does
+
+    def _status(self, _: Namespace) -> None:
+        print(self.session.describe())
+
+    def _toolbox(self, _: Namespace) -> None:
+        session = self.session
+        for name, tool in session.toolbox.items():
+            parameters = ", ".join(tool.parameters["properties"])
+            print(f"{name}({parameters})  {verdict(tool, session.mode).value}")
+            print(f"    {' '.join(tool.description.split())}")
+
+    def _panel(self, _: Namespace) -> None:
+        from ipy_agent.notebook.panel import Panel  # noqa: PLC0415
+
+        display(Panel(self.session.records).static(), raw=True)
+
+    def _connect(self, options: Namespace) -> None:
+        chosen = self.session.connect(
+            options.endpoint, model=options.model, key_env=options.key_env
+        )
+        print(f"the next cell goes to {chosen.name} ({chosen.url or 'embedded server'})")
+
+    def _warm(self, _: Namespace) -> None:
+        self.session.warm()
+        print(f"warm: {self.session.describe().splitlines()[2]}")
+
+    def _mode(self, options: Namespace) -> None:
+        self.mode = options.mode
+        if options.mode == "auto":
+            print("mode auto: every tool call runs in this kernel without asking")
+
+    def _export(self, options: Namespace) -> None:
+        print(f"written: {self.session.export(options.path, options.table)}")
+
+
+_COMMANDS: dict[str | None, Callable[[AgentMagics, Namespace], Any]] = {
+    None: AgentMagics._status,
+    "status": AgentMagics._status,
+    "turns": lambda magics, _: magics.session.turns,
+    "cells": lambda magics, _: magics.session.cells,
+    "tools": lambda magics, _: magics.session.tools,
+    "messages": lambda magics, _: magics.session.messages,
+    "toolbox": AgentMagics._toolbox,
+    "panel": AgentMagics._panel,
+    "connect": AgentMagics._connect,
+    "disconnect": lambda magics, _: magics.session.disconnect(),
+    "warm": AgentMagics._warm,
+    "reset": lambda magics, _: magics.session.reset(),
+    "mode": AgentMagics._mode,
+    "export": AgentMagics._export,
+}
+
+
+def _line_parser() -> MagicArgumentParser:
+    parser = MagicArgumentParser(prog="%agent")
+    commands = parser.add_subparsers(dest="command", parser_class=MagicArgumentParser)
+    made = {name: commands.add_parser(name) for name in _COMMANDS if name}
+    made["connect"].add_argument("endpoint")
+    made["connect"].add_argument("-m", "--model")
+    made["connect"].add_argument("--key-env")
+    made["mode"].add_argument("mode", choices=MODES)
+    made["export"].add_argument("path")
+    made["export"].add_argument("--table", default="turns")
+    return parser
+
+
+_LINE = _line_parser()
+
+
+def load(shell: InteractiveShell) -> None:
+    """Add the magics and the kernel's tools to a shell."""
+    shell.register_magics(AgentMagics(shell))
+    for tool in kernel_tools(shell):
+        TOOLS[tool.name] = tool
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Close the session, and take the magics and the kernel's tools away."""
+    if "ipy_agent.sessions" in sys.modules:
+        from ipy_agent.sessions import session  # noqa: PLC0415
+
+        session().close()
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("agent", None)
+    for tool in kernel_tools(shell):
+        TOOLS.pop(tool.name, None)

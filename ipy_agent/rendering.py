@@ -1,0 +1,292 @@
+"""Text from models and tools on its way to the screen and into exports: the one way.
+
+Such text is hostile: Markdown is parsed with raw HTML and pictures off, and what the parser
+makes goes through an allow-list as well. Styles stand inline, since notebooks that are not
+trusted lose style sheets and SVG, and use properties that JupyterLab's sanitiser keeps.
+
+Rule 1: what a function here returns is safe to show, whatever it was given.
+Rule 2: what cannot be seen is made visible: control characters, and those that turn text round.
+Rule 3: no construct whose meaning depends on text further down (reference links are off), so
+that a growing answer, rendered block by block, comes out as if it had been rendered whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import re
+import unicodedata
+import urllib.parse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    import nh3
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_core import StateCore
+    from markdown_it.token import Token
+
+__all__ = [
+    "Growing",
+    "bar",
+    "call",
+    "code",
+    "escape",
+    "fold",
+    "frame",
+    "markdown",
+    "plain",
+    "status",
+    "stripes",
+    "visible",
+]
+
+LIMIT = 100_000
+"""How many characters of one text are rendered as Markdown; of the rest its length is told."""
+
+_ANSI = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
+    r"|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links and other strings
+    r"|\x1b[ -/]*[0-Z\\^-~]"
+)
+_NEWLINE = re.compile(r"\r\n?")
+
+
+def visible(text: str) -> str:
+    """Return the text with every control, bidi and invisible character shown as a mark.
+
+    New lines and tabs stay, and so do the joiners that emoji and some scripts need.
+    """
+    return text.translate(_MARKS)
+
+
+class _Marks(dict[int, int | str]):
+    """What each character is shown as, found out when it is first met."""
+
+    def __missing__(self, point: int) -> int | str:
+        self[point] = shown = _mark(point)
+        return shown
+
+
+def _mark(point: int) -> int | str:
+    kind = unicodedata.category(chr(point))
+    if kind == "Cs":
+        return "\N{REPLACEMENT CHARACTER}"
+    if kind not in {"Cc", "Cf", "Zl", "Zp"}:
+        return point
+    return 0x2400 + point if point < ord(" ") else f"‹U+{point:04X}›"
+
+
+_MARKS = _Marks({ord(char): char for char in "\n\t\u200c\u200d"})
+
+
+def plain(text: str) -> str:
+    """Return the text for a terminal or `text/plain`: no colours, nothing invisible."""
+    return visible(_NEWLINE.sub("\n", _ANSI.sub("", text)))
+
+
+def escape(text: str) -> str:
+    """Return the text as HTML that shows it literally, in an element or an attribute."""
+    return html.escape(visible(text))
+
+
+def code(text: str, language: str = "") -> str:
+    """Return a block of code as HTML, literally; terminal colours are left out."""
+    kind = f' class="language-{escape(language)}"' if language else ""
+    return f"<pre><code{kind}>{escape(plain(text))}</code></pre>"
+
+
+def call(name: str, arguments: str) -> str:
+    """Return the arguments of a tool call as HTML: one text alone as it is, else the JSON."""
+    try:
+        told: Any = msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return code(arguments)
+    values = list(told.values()) if isinstance(told, dict) else []
+    if len(values) == 1 and isinstance(values[0], str):
+        return code(values[0], "python" if name == "python" else "")
+    return code(msgspec.json.format(arguments, indent=2), "json")
+
+
+def fold(summary: str, body_html: str, *, open: bool = False) -> str:  # noqa: A002 (as in HTML)
+    """Return HTML that shows a summary and, unfolded, a body that is already safe HTML."""
+    state = " open" if open else ""
+    return f"<details{state}><summary>{escape(summary)}</summary>{body_html}</details>"
+
+
+def status(text: str) -> str:
+    """Return a passing remark as HTML."""
+    return f'<div style="opacity:0.6;font-style:italic">{escape(text)} …</div>'
+
+
+def frame(body_html: str) -> str:
+    """Return safe HTML in a frame that keeps a page's MathJax out of it."""
+    return f'<div class="mathjax_ignore tex2jax_ignore">{body_html}</div>'
+
+
+def stripes(parts: Iterable[tuple[float, str]]) -> str:
+    """Return shares (0 to 1), each with its colour, as a CSS background from left to right."""
+    stops, at = [], 0
+    for share, colour in parts:
+        end = min(100, at + max(1, round(share * 100))) if share > 0 else at
+        if end > at:
+            stops.append(f"{colour} {at}% {end}%" if at else f"{colour} {end}%")
+        at = end
+    return f"linear-gradient(90deg,{','.join([*stops, f'{TRACK} {at}%', TRACK])})"
+
+
+TRACK = "#8883"
+"""What a bar runs on: a grey that light and dark pages shine through."""
+
+
+def bar(parts: Iterable[tuple[float, str, str]], width: int) -> str:
+    """Return a stacked bar as HTML; a part is its share (0 to 1), its colour and its title."""
+    parts = list(parts)
+    drawn = stripes((share, colour) for share, colour, _ in parts)
+    title = escape(", ".join(title for _, _, title in parts))
+    style = f"width:{width}px;height:9px;border-radius:2px;background:{drawn}"
+    return f'<div title="{title}" style="{style}"></div>'
+
+
+def markdown(text: str) -> str:
+    """Return a model's Markdown as safe HTML.
+
+    No raw HTML, no pictures, no scripts; a link shows the host that it leads to.
+    """
+    return frame(_rendered(text[:LIMIT]) + _rest(len(text)))
+
+
+class Growing:
+    """A Markdown text that arrives in pieces, and its HTML at any time.
+
+    Blocks that no further text can change are rendered once and kept; only the last one,
+    `open`, is rendered at each look. However the text was cut, and whenever it was looked
+    at, `frame(growing.html())` is `markdown(growing.text)`.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        self.open = ""
+        self._pieces: list[str] = []
+        self._fresh: list[str] = []
+        self._length = 0
+        self._done: list[str] = []
+        self.add(text)
+
+    def add(self, piece: str) -> None:
+        """Append a piece of any size; it is rendered at the next look."""
+        self._pieces.append(piece)
+        self._fresh.append(piece[: max(0, LIMIT - self._length)])
+        self._length += len(piece)
+
+    @property
+    def text(self) -> str:
+        """All that arrived, as it arrived."""
+        return "".join(self._pieces)
+
+    def plain(self) -> str:
+        """Return all that arrived as plain text."""
+        return plain(self.text)
+
+    def html(self) -> str:
+        """Return all that arrived as safe HTML, without the frame."""
+        if self._fresh:
+            self.open += "".join(self._fresh)
+            self._fresh.clear()
+            self._settle()
+        return "".join(self._done) + _rendered(self.open) + _rest(self._length)
+
+    def _settle(self) -> None:
+        """Render the blocks that are finished.
+
+        A line that has not ended may still turn into anything, so only whole lines count;
+        of those, every block but the last: where a block begins, the one before it is over.
+        """
+        cut = self.open.rfind("\n") + 1
+        lines = _NEWLINE.sub("\n", self.open[:cut])
+        parser, env = _parser(), {}
+        tokens = parser.parse(visible(lines), env)
+        begins = [at for at, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
+        last = begins[-1] if begins else 0
+        if last and (place := tokens[last].map):
+            done = parser.renderer.render(tokens[:last], parser.options, env)
+            self._done.append(_cleaner().clean(done))
+            self.open = "\n".join(lines.split("\n")[place[0] :]) + self.open[cut:]
+
+
+def _rendered(text: str) -> str:
+    return _cleaner().clean(_parser().render(visible(_NEWLINE.sub("\n", text))))
+
+
+def _rest(length: int) -> str:
+    return "" if length <= LIMIT else f"<p><em>… and {length - LIMIT:,} more characters</em></p>\n"
+
+
+@functools.cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # noqa: PLC0415 (not when the extension is loaded)
+
+    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "maxNesting": 100})
+    parser.enable(["table", "strikethrough"]).disable(["image", "reference"])
+    parser.core.ruler.push("places", _show_places)
+    return parser
+
+
+@functools.cache
+def _cleaner() -> nh3.Cleaner:
+    import nh3  # noqa: PLC0415 (not when the extension is loaded)
+
+    return nh3.Cleaner(
+        tags=_TAGS,
+        attributes={"a": {"href"}, "ol": {"start"}, "td": {"style"}, "th": {"style"}},
+        attribute_filter=_kept,
+        filter_style_properties={"text-align"},
+        url_schemes=_SCHEMES,
+        link_rel="noopener noreferrer",
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+    )
+
+
+_SCHEMES = {"http", "https", "mailto"}
+_TAGS = set(
+    "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre s strong "
+    "table tbody td th thead tr ul".split()
+)
+
+
+def _kept(_tag: str, attribute: str, value: str) -> str | None:
+    """Drop addresses without a scheme: in a notebook they would lead into Jupyter itself."""
+    if attribute == "href" and value.partition(":")[0].lower() not in _SCHEMES:
+        return None
+    return value
+
+
+def _show_places(state: StateCore) -> None:
+    """Write behind each link where it leads, unless its text is that very address."""
+    from markdown_it.token import Token  # noqa: PLC0415 (not when the extension is loaded)
+
+    for block in state.tokens:
+        shown: list[Token] = []
+        href = said = ""
+        for token in block.children or ():
+            shown.append(token)
+            if token.type == "link_open":
+                href, said = str(token.attrs.get("href", "")), ""
+            elif token.type == "link_close":
+                place = _place(href)
+                if place not in {said.strip(), _place(said.strip())}:
+                    shown.append(Token("text", "", 0, content=f" ({place})"))
+            else:
+                said += token.content
+        if shown:
+            block.children = shown
+
+
+def _place(href: str) -> str:
+    """Return the host that an address leads to, or the address where it names none."""
+    try:
+        host = urllib.parse.urlsplit(href).hostname
+    except ValueError:
+        host = None
+    return host or href.removeprefix("mailto:")

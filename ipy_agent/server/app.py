@@ -1,0 +1,116 @@
+"""The server's routes, behind its gate.
+
+What a path answers is a row in `routes`; who may ask is settled by `gate` before any of them.
+The response routes over HTTP (POST as JSON and as SSE, retrieval, compaction) belong where
+`_upgrade_required` stands: they make the same `Composer` events out of the same engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from ipy_agent.errors import MissingExtra
+from ipy_agent.server.connection import Cache, Connection
+from ipy_agent.server.engine import Engine
+from ipy_agent.server.gate import Gate, Receive, Refusal, Scope, Send, refuse
+
+try:
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import BaseRoute, Route, WebSocketRoute
+except ImportError as missing:
+    raise MissingExtra("the embedded server", "local") from missing
+
+__all__ = ["app"]
+
+NOT_FOUND = Refusal(404, "not_found", "there is nothing here: the API is below /v1")
+
+
+def app(
+    engine: Engine,
+    token: str,
+    hosts: Iterable[str],
+    *,
+    cache: Cache = "all",
+    origins: Iterable[str] = (),
+) -> Gate:
+    """Return the server as a gated ASGI app.
+
+    Args:
+        engine: what answers; the caller closes it.
+        token: what callers have to know.
+        hosts: the values of Host that it answers to, such as `127.0.0.1:8000`.
+        cache: what each connection keeps of earlier responses.
+        origins: the web origins that may call it; requests without one may.
+    """
+    handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _server_error}
+    behind = Starlette(routes=routes(engine, cache), exception_handlers=handlers)
+    behind.router.default = _nowhere
+    behind.router.redirect_slashes = False
+    return Gate(behind, token=token, hosts=hosts, origins=origins)
+
+
+def routes(engine: Engine, cache: Cache) -> list[BaseRoute]:
+    """Return the table of paths."""
+    born = int(time.time())
+
+    async def models(_: Request) -> Response:
+        named = [
+            {"id": name, "object": "model", "created": born, "owned_by": "local"}
+            for name in engine.models
+        ]
+        return JSONResponse({"object": "list", "data": named})
+
+    return [
+        WebSocketRoute("/v1/responses", _Connections(engine, cache)),
+        Route("/v1/responses", _upgrade_required, methods=["GET", "POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route("/health", _health, methods=["GET"]),
+    ]
+
+
+class _Connections:
+    """The WebSocket route: a `Connection` for everyone who comes."""
+
+    def __init__(self, engine: Engine, cache: Cache) -> None:
+        self._engine = engine
+        self._cache = cache
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        await Connection(self._engine, receive, send, cache=self._cache).run()
+
+
+async def _upgrade_required(_: Request) -> Response:
+    return _error(
+        426,
+        "upgrade_required",
+        "this server speaks WebSocket here: connect to ws://HOST:PORT/v1/responses",
+        {"upgrade": "websocket", "connection": "upgrade"},
+    )
+
+
+async def _health(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _nowhere(scope: Scope, _: Receive, send: Send) -> None:
+    await refuse(NOT_FOUND, scope, send)
+
+
+async def _http_error(_: Request, error: HTTPException) -> Response:
+    code = error.detail.lower().replace(" ", "_")
+    return _error(error.status_code, code, error.detail, error.headers)
+
+
+async def _server_error(_: Request, error: Exception) -> Response:
+    return _error(500, "server_error", f"the server failed: {type(error).__name__}")
+
+
+def _error(status: int, code: str, message: str, headers: Any = None) -> Response:
+    kind = "invalid_request_error" if status < 500 else "server_error"  # noqa: PLR2004
+    error = {"message": message, "type": kind, "param": None, "code": code}
+    return JSONResponse({"error": error}, status_code=status, headers=headers)

@@ -1,0 +1,250 @@
+"""The user's local server: found by a file in the runtime folder, started where there is none.
+
+The server is a process of its own, shared by all kernels of a user. It outlives the kernel
+that started it and holds nothing of it: no terminal, no output, no secret of its environment.
+
+Rule 1: a file is believed only if the server it names answers with the token it names.
+Rule 2: a server is started under a lock, so that two kernels at once start one.
+Rule 3: what is private here is private from its first byte: files 0600, the folder 0700.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import http.client
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import platformdirs
+
+from ipy_agent.errors import ConnectionFailed
+
+__all__ = ["Local", "local_server", "runtime_folder", "write_private"]
+
+IDLE_EXIT_SECONDS = 900
+POLL_SECONDS = 0.1
+NOTICE_SECONDS = 1.0
+HEALTH_SECONDS = 2.0
+
+_SECRET = re.compile(r"KEY|SECRET|TOKEN", re.IGNORECASE)
+_OURS = "IPY_AGENT_"
+_LOG_TAIL = 4096
+
+_started: list[subprocess.Popen[bytes]] = []
+"""Servers that this process started; kept so that their end can be collected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """How to reach a local server: what its runtime file says."""
+
+    url: str
+    token: str = dataclasses.field(repr=False)
+    model: str
+    pid: int
+
+    def encoded(self) -> bytes:
+        """Return the content of the runtime file."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def read(cls, file: Path) -> Local | None:
+        """Return what a runtime file says, or nothing where there is no sound one."""
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=cls)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def withdraw(self, file: Path) -> None:
+        """Remove the runtime file, unless another server has put its own there."""
+        if Local.read(file) == self:
+            file.unlink(missing_ok=True)
+
+    def answers(self) -> bool:
+        """Ask the server whether it is there and takes this token; blocks up to two seconds."""
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.hostname != "127.0.0.1":
+            return False
+        connection = http.client.HTTPConnection(parts.netloc, timeout=HEALTH_SECONDS)
+        try:
+            connection.request("GET", "/health", headers={"Authorization": f"Bearer {self.token}"})
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        finally:
+            connection.close()
+
+
+async def local_server(
+    notice: Callable[[str], None],
+    *,
+    model: str | None = None,
+    python: str = sys.executable,
+    command: Sequence[str] | None = None,
+) -> Local:
+    """Return the user's local server; start one if there is none.
+
+    Cancelled while a server starts, it stops that server.
+
+    Args:
+        notice: told in a line what is going on, at most once a second.
+        model: what a new server should run; one that is there already keeps its own.
+        python: the interpreter that runs a new server.
+        command: starts a server in place of `python -m ipy_agent serve`; the options that
+            belong to its being shared are added.
+
+    Raises:
+        ConnectionFailed: the server ended before it was ready; says why.
+    """
+    folder = runtime_folder()
+    file = folder / "server.json"
+    if found := await _found(file):
+        return found
+    told = _Progress(notice, folder / "server.log")
+    async with _lock(folder / "server.lock", told):
+        if found := await _found(file):
+            return found
+        file.unlink(missing_ok=True)
+        words = [*(command or (python, "-m", "ipy_agent", "serve"))]
+        words += ["--port", "0", "--idle-exit", str(IDLE_EXIT_SECONDS), "--runtime-file", str(file)]
+        try:
+            server = _start([*words, *(("--model", model) if model else ())], told.log)
+        except OSError as error:
+            raise ConnectionFailed(f"the local server cannot be started: {error}") from None
+        try:
+            return await _ready(server, file, told)
+        except BaseException:
+            server.terminate()
+            raise
+
+
+def runtime_folder() -> Path:
+    """Return the folder for what lives as long as a login: 0700 and this user's own.
+
+    Raises:
+        ConnectionFailed: no folder can be had that only this user can see.
+    """
+    places = (platformdirs.user_runtime_dir, platformdirs.user_state_dir)
+    for folder in (Path(place("ipy-agent", appauthor=False)) for place in places):
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            seen = folder.lstat()
+            if stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid():
+                folder.chmod(0o700)
+                return folder
+    raise ConnectionFailed("there is no private runtime folder: set XDG_RUNTIME_DIR to one")
+
+
+def write_private(file: Path, content: bytes) -> None:
+    """Put a file there whole, readable by this user only."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+        Path(name).replace(file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class _Progress:
+    """Tells the newest line of a server's log, when it is a new one and not too often."""
+
+    def __init__(self, notice: Callable[[str], None], log: Path) -> None:
+        self.log = log
+        self._notice = notice
+        self._told = ""
+        self._next = 0.0
+
+    def look(self) -> None:
+        line = self.last_line()
+        if line and line != self._told and time.monotonic() >= self._next:
+            self._told, self._next = line, time.monotonic() + NOTICE_SECONDS
+            self._notice(line)
+
+    def last_line(self) -> str:
+        try:
+            with self.log.open("rb") as log:
+                log.seek(-min(_LOG_TAIL, log.seek(0, os.SEEK_END)), os.SEEK_END)
+                tail = log.read().decode(errors="replace")
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(tail.splitlines()) if line.strip()), "")
+
+
+async def _found(file: Path) -> Local | None:
+    local = Local.read(file)
+    if local is not None and await asyncio.to_thread(local.answers):
+        return local
+    return None
+
+
+@contextlib.asynccontextmanager
+async def _lock(file: Path, told: _Progress) -> AsyncIterator[None]:
+    """Hold the lock under which servers are started. Gone with the process that holds it."""
+    handle = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                told.look()
+                await asyncio.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a server that has nothing of ours: its own session, log and home."""
+    # Those that ended are collected here; nobody else waits for them.
+    for old in [server for server in _started if server.poll() is not None]:
+        _started.remove(old)
+    with open(log, "wb", opener=_private) as out:
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=Path.home(),
+            env=_environment(),
+            start_new_session=True,
+        )
+    _started.append(server)
+    return server
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k.startswith(_OURS) or not _SECRET.search(k)}
+    if paths := kept.get("PYTHONPATH"):
+        # The server lives in another folder: what is relative here would be lost there.
+        kept["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))
+    return kept
+
+
+async def _ready(server: subprocess.Popen[bytes], file: Path, told: _Progress) -> Local:
+    while server.poll() is None:
+        if found := await _found(file):
+            return found
+        told.look()
+        await asyncio.sleep(POLL_SECONDS)
+    why = told.last_line() or f"exit code {server.returncode}"
+    raise ConnectionFailed(f"the local server did not start: {why}")

@@ -1,0 +1,115 @@
+"""A server on a loopback port, and a connection without one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from dataclasses import dataclass, field
+
+import pytest
+from websockets.asyncio.client import connect
+
+from ipy_agent.server.connection import Connection
+from ipy_agent.server.process import Server
+
+TOKEN = "a-token-of-the-tests"
+LAST = {"response.completed", "response.incomplete", "response.failed", "error"}
+
+
+@dataclass
+class Served:
+    """A server that listens."""
+
+    server: Server
+    port: int
+
+    @property
+    def headers(self):
+        return {"Authorization": f"Bearer {TOKEN}"}
+
+    def connect(self, **headers):
+        url = f"ws://127.0.0.1:{self.port}/v1/responses"
+        return connect(url, additional_headers={**self.headers, **headers}, proxy=None)
+
+
+@contextlib.asynccontextmanager
+async def listening(engine, **options):
+    """Run a server in this loop until the block ends."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    ready = asyncio.Event()
+    server = Server(engine, listener, token=TOKEN, ready=ready.set, **options)
+    running = asyncio.create_task(server.run_to_end())
+    await ready.wait()
+    try:
+        yield Served(server, listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        await running
+
+
+@dataclass
+class Client:
+    """The other end of a `Connection`, in memory."""
+
+    to_server: asyncio.Queue = field(default_factory=asyncio.Queue)
+    to_client: asyncio.Queue = field(default_factory=asyncio.Queue)
+
+    def say(self, frame):
+        """Send a frame: a text as it is, bytes as a binary one, anything else as JSON."""
+        kind = "bytes" if isinstance(frame, bytes) else "text"
+        said = frame if isinstance(frame, str | bytes) else json.dumps(frame)
+        self.to_server.put_nowait({"type": "websocket.receive", kind: said})
+
+    def ask(self, said, **more):
+        """Send a `response.create`."""
+        self.say({"type": "response.create", "input": said, **more})
+
+    def leave(self):
+        self.to_server.put_nowait({"type": "websocket.disconnect", "code": 1006})
+
+    async def message(self):
+        """Return the next ASGI message."""
+        return await asyncio.wait_for(self.to_client.get(), 20)
+
+    async def event(self):
+        """Return the next event."""
+        return json.loads((await self.message())["text"])
+
+    async def turn(self):
+        """Return the events up to the next one that ends a turn."""
+        events = [await self.event()]
+        while events[-1]["type"] not in LAST:
+            events.append(await self.event())
+        return events
+
+    async def answer(self, said, **more):
+        """Ask, and return the last event."""
+        self.ask(said, **more)
+        return (await self.turn())[-1]
+
+
+@contextlib.asynccontextmanager
+async def connected(engine, **options):
+    """Connect a client in memory until the block ends; it leaves unless it has been left."""
+    client = Client()
+    client.to_server.put_nowait({"type": "websocket.connect"})
+    connection = Connection(engine, client.to_server.get, client.to_client.put, **options)
+    serving = asyncio.create_task(connection.run())
+    assert await client.message() == {"type": "websocket.accept"}
+    try:
+        yield client
+    finally:
+        client.leave()
+        await asyncio.wait_for(serving, 20)
+
+
+@pytest.fixture(name="listening")
+def _listening():
+    return listening
+
+
+@pytest.fixture(name="connected")
+def _connected():
+    return connected
