@@ -13,7 +13,7 @@
     │   ├── NoAnswer          silence past the deadline
     │   ├── MessageTooBig
     │   └── ProtocolError     a peer said what was not its to say
-    ├── ResponseFailed        the endpoint refused or failed a turn; `status`, `param`, `retry_after`
+    ├── ResponseFailed        the endpoint failed a turn; `status`, `param`, `retry_after`
     ├── BudgetExceeded        a limit the user set
     └── Interrupted           the user stopped the run (a KeyboardInterrupt as well)
 
@@ -22,7 +22,12 @@ Rule 2: facts are attributes, so that nobody has to read a message to act on it.
 Rule 3: `code` is stable and names the kind of failure; the endpoint's own code where it gave one.
 """
 
+# ruff: noqa: N818 (these names say what happened)
+
 from __future__ import annotations
+
+import copyreg
+from typing import Any
 
 __all__ = [
     "AgentError",
@@ -56,7 +61,11 @@ class AgentError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """Show one line in IPython instead of our own frames."""
-        return [f"{type(self).__name__}: {self}"]
+        return [f"{type(self).__name__}: {' '.join(str(self).splitlines())}"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel with all facts: the usual way would call `__init__` without them."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class UsageError(AgentError, ValueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -17,7 +17,9 @@ from ipy_agent.protocol.events import (
     TERMINAL,
     ArgumentsDelta,
     Event,
+    ItemAdded,
     ItemDone,
+    Other,
     Response,
     TextDelta,
     ThoughtDelta,
@@ -137,17 +139,17 @@ class Recorder:
         self._clock = clock
         self._now = now
         self._began = 0.0
-        self._run_began = 0.0
+        self._run_since = 0.0
         self._item_seen: float | None = None
 
     def hear(self, event: Event | Trace) -> None:
         """Take note of one value of the stream."""
-        note = _NOTES.get(type(event))
+        note = self._NOTES.get(type(event))
         if note is not None:
             note(self, event)
 
-    def _run_began_(self, event: RunBegan) -> None:
-        self._run_began = self._clock()
+    def _run_began(self, event: RunBegan) -> None:
+        self._run_since = self._clock()
         self.cells.append(
             CellRecord(
                 cell=len(self.cells) + 1,
@@ -159,7 +161,7 @@ class Recorder:
         )
 
     def _run_ended(self, event: RunEnded) -> None:
-        self.cells[-1].elapsed_ms = _ms(self._clock() - self._run_began)
+        self.cells[-1].elapsed_ms = _ms(self._clock() - self._run_since)
         self.cells[-1].status = event.status
 
     def _turn_began(self, event: TurnBegan) -> None:
@@ -188,7 +190,11 @@ class Recorder:
         if row.ttft_ms is None:
             row.ttft_ms = _ms(self._clock() - self._began)
 
-    def _item_done(self, _event: ItemDone) -> None:
+    def _unknown(self, event: Other) -> None:
+        if event.type.endswith(".delta"):
+            self._first_sign(event)
+
+    def _item(self, _event: ItemAdded | ItemDone) -> None:
         if self._item_seen is None:
             self._item_seen = self._clock()
 
@@ -196,7 +202,8 @@ class Recorder:
         row, now = self.turns[-1], self._clock()
         row.latency_ms = _ms(now - self._began)
         if row.ttft_ms is None:
-            row.ttft_ms = _ms((self._item_seen or now) - self._began)
+            first = now if self._item_seen is None else self._item_seen
+            row.ttft_ms = _ms(first - self._began)
         response: Response = event.response
         row.response_id = response.id
         row.model = response.model or row.model
@@ -229,6 +236,22 @@ class Recorder:
         if row.latency_ms is None:
             row.latency_ms = _ms(self._clock() - self._began)
 
+    _NOTES: ClassVar[dict[type, Callable[[Recorder, Any], None]]] = {
+        RunBegan: _run_began,
+        RunEnded: _run_ended,
+        TurnBegan: _turn_began,
+        RequestSent: _request_sent,
+        ResponseEnded: _response_ended,
+        Other: _unknown,
+        ItemAdded: _item,
+        ItemDone: _item,
+        ItemsAdded: _items_added,
+        ToolEnded: _tool_ended,
+        TurnEnded: _turn_ended,
+        **dict.fromkeys(_FIRST_SIGNS, _first_sign),
+        **dict.fromkeys(TERMINAL, _terminal),
+    }
+
 
 _SENT = (
     "transport",
@@ -241,20 +264,6 @@ _SENT = (
     "sent_bytes",
     "full_bytes",
 )
-
-_NOTES: dict[type, Callable[[Recorder, Any], None]] = {
-    RunBegan: Recorder._run_began_,
-    RunEnded: Recorder._run_ended,
-    TurnBegan: Recorder._turn_began,
-    RequestSent: Recorder._request_sent,
-    ResponseEnded: Recorder._response_ended,
-    ItemDone: Recorder._item_done,
-    ItemsAdded: Recorder._items_added,
-    ToolEnded: Recorder._tool_ended,
-    TurnEnded: Recorder._turn_ended,
-    **dict.fromkeys(_FIRST_SIGNS, Recorder._first_sign),
-    **dict.fromkeys(TERMINAL, Recorder._terminal),
-}
 
 
 def _ms(seconds: float) -> float:

@@ -76,7 +76,7 @@ def _mark(point: int) -> int | str:
         return "\N{REPLACEMENT CHARACTER}"
     if kind not in {"Cc", "Cf", "Zl", "Zp"}:
         return point
-    return 0x2400 + point if point < ord(" ") else f"‹U+{point:04X}›"
+    return 0x2400 + point if point < ord(" ") else f"⟨U+{point:04X}⟩"
 
 
 _MARKS = _Marks({ord(char): char for char in "\n\t\u200c\u200d"})
@@ -191,9 +191,10 @@ class Growing:
 
     def html(self) -> str:
         """Return all that arrived as safe HTML, without the frame."""
-        if self._fresh:
-            self.open += "".join(self._fresh)
-            self._fresh.clear()
+        fresh = "".join(self._fresh)
+        self._fresh.clear()
+        self.open += fresh
+        if "\n" in fresh:
             self._settle()
         return "".join(self._done) + _rendered(self.open) + _rest(self._length)
 
@@ -205,7 +206,8 @@ class Growing:
         """
         cut = self.open.rfind("\n") + 1
         lines = _NEWLINE.sub("\n", self.open[:cut])
-        parser, env = _parser(), {}
+        parser = _parser()
+        env: dict[str, Any] = {}
         tokens = parser.parse(visible(lines), env)
         begins = [at for at, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
         last = begins[-1] if begins else 0
@@ -227,7 +229,7 @@ def _rest(length: int) -> str:
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt  # noqa: PLC0415 (not when the extension is loaded)
 
-    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "maxNesting": 100})
+    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "maxNesting": 50})
     parser.enable(["table", "strikethrough"]).disable(["image", "reference"])
     parser.core.ruler.push("places", _show_places)
     return parser
@@ -239,7 +241,7 @@ def _cleaner() -> nh3.Cleaner:
 
     return nh3.Cleaner(
         tags=_TAGS,
-        attributes={"a": {"href"}, "ol": {"start"}, "td": {"style"}, "th": {"style"}},
+        attributes=_ATTRIBUTES,
         attribute_filter=_kept,
         filter_style_properties={"text-align"},
         url_schemes=_SCHEMES,
@@ -249,8 +251,9 @@ def _cleaner() -> nh3.Cleaner:
 
 
 _SCHEMES = {"http", "https", "mailto"}
+_ATTRIBUTES = {"*": set(), "a": {"href"}, "ol": {"start"}, "td": {"style"}, "th": {"style"}}
 _TAGS = set(
-    "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre s strong "
+    "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre s strong "  # noqa: SIM905
     "table tbody td th thead tr ul".split()
 )
 

@@ -9,6 +9,7 @@ Fields that we have no use for are skipped while decoding: `created`, `in_progre
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -97,19 +98,22 @@ class Response(msgspec.Struct, omit_defaults=True, kw_only=True):
     error: Item | None = None
     incomplete_details: Item | None = None
     previous_response_id: str | None = None
-    store: bool | UnsetType = UNSET
-    timings: Item | UnsetType = UNSET
+    store: bool | UnsetType | None = UNSET
+    timings: Item | UnsetType | None = UNSET
     """What llama.cpp's server tells beside `usage`: prompt and generation times in ms."""
 
 
 class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One frame from the server. `stream_id` names the lane; the default lane has none."""
+    """One frame from the server. `stream_id` names the lane; the default lane has none.
+
+    What some endpoints tell as null, others leave out: nobody may tell `None` from `UNSET`.
+    """
 
     KIND: ClassVar[str] = "progress"
     """What the event means to the lane's table of moves."""
 
-    sequence_number: int | UnsetType = UNSET
-    stream_id: str | UnsetType = UNSET
+    sequence_number: int | UnsetType | None = UNSET
+    stream_id: str | UnsetType | None = UNSET
 
 
 class ResponseCreated(Event, tag="response.created"):
@@ -246,27 +250,33 @@ _Known = (
     | ResponseIncomplete
     | Error
 )
-_decode = msgspec.json.Decoder(_Known).decode
+_decode: Callable[[str | bytes], Event] = msgspec.json.Decoder(_Known).decode
 _decode_any = msgspec.json.Decoder(dict[str, Any]).decode
 _encoder = msgspec.json.Encoder()
+
+_UNREADABLE = (UnicodeError, RecursionError)
+"""What msgspec raises beside its own errors: bytes that are no text, nesting without end."""
 
 
 def decode(frame: str | bytes) -> Event:
     """Return the event that a frame holds.
 
     Raises:
-        msgspec.DecodeError: the frame is not JSON, not an object, or a type that we know
-            lacks what it must have (`msgspec.ValidationError`).
+        msgspec.DecodeError: the frame is not JSON, not an object, nested too deeply, or a type
+            that we know lacks what it must have (`msgspec.ValidationError`).
     """
     try:
-        return _decode(frame)
-    except msgspec.ValidationError:
-        whole = _decode_any(frame)
-        kind = whole.get("type")
-        if not isinstance(kind, str) or kind in _TAGS:
-            raise
-        lane = whole.get("stream_id")
-        return Other(type=kind, frame=whole, stream_id=lane if isinstance(lane, str) else UNSET)
+        try:
+            return _decode(frame)
+        except msgspec.ValidationError:
+            whole = _decode_any(frame)
+            kind = whole.get("type")
+            if not isinstance(kind, str) or kind in _TAGS:
+                raise
+            lane = whole.get("stream_id")
+            return Other(type=kind, frame=whole, stream_id=lane if isinstance(lane, str) else UNSET)
+    except _UNREADABLE as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 _TAGS = frozenset(struct.__struct_config__.tag for struct in _Known.__args__)
@@ -338,20 +348,27 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         """Return the request that a client's frame or body holds.
 
         Raises:
-            msgspec.DecodeError: it is not an object, or a part of it has the wrong shape.
+            msgspec.DecodeError: it is not an object, nested too deeply, or a part of it has
+                the wrong shape.
         """
-        body = dict(frame) if isinstance(frame, dict) else _decode_any(frame)
+        try:
+            return cls._of(dict(frame) if isinstance(frame, dict) else _decode_any(frame))
+        except _UNREADABLE as error:
+            raise msgspec.DecodeError(str(error)) from None
+
+    @classmethod
+    def _of(cls, body: dict[str, Any]) -> Request:
         body.pop("type", None)
-        shape = msgspec.convert({name: body.pop(name, None) for name in _OWN}, _Own)
-        said = shape.input
+        own = msgspec.convert({name: body.pop(name, None) for name in _OWN}, _Own)
+        said = own.input
         if isinstance(said, str):
             said = [{"type": "message", "role": "user", "content": said}]
         return cls(
             fields=Fields(body),
             input=EMPTY.extend(said or []),
-            previous_response_id=shape.previous_response_id,
-            generate=shape.generate is not False,
-            stream_id=shape.stream_id,
+            previous_response_id=own.previous_response_id,
+            generate=own.generate is not False,
+            stream_id=own.stream_id,
         )
 
 

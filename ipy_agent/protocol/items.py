@@ -4,6 +4,8 @@ A chain is an immutable linked list that grows at its end, so that two turns of 
 conversation share all that they have in common. "Does this input begin with what was
 sent before?" is then a walk over the new items only, however long the conversation is,
 and a branch costs nothing.
+
+Rule 1: an item is never changed once it is in a chain: put another in its place.
 """
 
 from __future__ import annotations
@@ -64,13 +66,17 @@ class Chain:
         return iter(self.since(0))
 
     def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
         if not isinstance(other, Chain) or self.length != other.length:
             return False
-        return self.since(0) == other.since(0)
+        mine: Chain | None = self
+        theirs: Chain | None = other
+        while mine is not theirs and mine is not None and theirs is not None:
+            if mine.item != theirs.item:
+                return False
+            mine, theirs = mine.parent, theirs.parent
+        return True
 
-    __hash__ = object.__hash__
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"<Chain of {self.length} items, {self.size} bytes>"
@@ -115,4 +121,5 @@ def text(item: Item) -> str:
     if isinstance(said, str):
         return said
     parts = said if isinstance(said, list) else []
-    return "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
+    told = (part for part in parts if isinstance(part, dict))
+    return "".join(str(part.get("text") or part.get("refusal") or "") for part in told)

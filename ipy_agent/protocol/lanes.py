@@ -7,14 +7,15 @@ is fine; one that says anything on an idle lane is not.
 
 Rule 1: whatever decides whether a frame may be said lives in this file.
 Rule 2: `MOVES` does not know which end we are, so the two cannot drift apart.
-Rule 3: `other` is for types we do not know; they are legal everywhere and move nothing.
+Rule 3: `other` is what a server says in types that we do not know: legal on any lane that is
+open, and it moves nothing.
 """
 
 from __future__ import annotations
 
 import enum
 
-__all__ = ["CLIENT", "MOVES", "SERVER", "IllegalMove", "Lane", "State"]
+__all__ = ["CLIENT", "MOVES", "SERVER", "IllegalMove", "Lane", "Side", "State"]
 
 
 class State(enum.Enum):

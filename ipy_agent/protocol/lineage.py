@@ -56,7 +56,7 @@ class Lineage:
         """Take note that the peer answered `full` with `output` and keeps both."""
         self._id: str | None = response_id
         self._sent: Request | None = full
-        self._held: list[Item] = output
+        self._held: list[Item] = list(output)
 
     def forget(self) -> None:
         """Take note that the peer holds nothing: after a failure, and on a new connection."""
@@ -75,7 +75,7 @@ class Held(NamedTuple, Generic[Memory]):
     memory: Memory | None
 
 
-class NotHeld(KeyError):
+class NotHeld(KeyError):  # noqa: N818 (it says what it is)
     """No response of this id is held. The peer sends the whole input instead."""
 
 

@@ -88,10 +88,17 @@ class Gate:
         token: what callers have to know.
         hosts: the values of Host that mean this server, such as `127.0.0.1:8000`.
         origins: the values of Origin that may call it; a request without one may.
+        clock: tells seconds, for `quiet_seconds`.
     """
 
     def __init__(
-        self, app: ASGIApp, *, token: str, hosts: Iterable[str], origins: Iterable[str] = ()
+        self,
+        app: ASGIApp,
+        *,
+        token: str,
+        hosts: Iterable[str],
+        origins: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not token:
             raise UsageError(
@@ -103,7 +110,8 @@ class Gate:
         self._origins = frozenset(origin.encode() for origin in origins)
         self._sockets: set[asyncio.Task[Any]] = set()
         self._leaving = False
-        self._seen = time.monotonic()
+        self._clock = clock
+        self._seen = clock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request's head, and pass it on or refuse it."""
@@ -117,12 +125,12 @@ class Gate:
             if not passes(self, headers):
                 await refuse(refusal, scope, send)
                 return
-        self._seen = time.monotonic()
+        self._seen = self._clock()
         await _PASSAGES[scope["type"]](self, scope, receive, send)
 
     def quiet_seconds(self) -> float:
         """Return for how long nobody has been here: 0 while a WebSocket is open."""
-        return 0.0 if self._sockets else time.monotonic() - self._seen
+        return 0.0 if self._sockets else self._clock() - self._seen
 
     async def close(self) -> None:
         """Let nobody in any more, and end the connections that are open, as one going away."""
@@ -175,7 +183,7 @@ class Gate:
                 raise
         finally:
             self._sockets.discard(task)
-            self._seen = time.monotonic()
+            self._seen = self._clock()
 
 
 async def _whole(receive: Receive) -> bytes | None:

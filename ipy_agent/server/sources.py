@@ -170,20 +170,23 @@ class Wheels:
     def _knock(self, name: str, place: Path) -> None:
         """Ask whether the index answers, before any download with its longer limits."""
         limits = ("--retries", "0", "--timeout", f"{self.patience:g}")
-        # pip limits each connection; the process as a whole gets time to start, too.
-        limit = 2 * self.patience
+        silence = f"no answer within {self.patience:g} s"
+        began = time.monotonic()
         try:
             answer = subprocess.run(
                 (*PIP, "index", "versions", name, *limits),
                 capture_output=True,
-                timeout=limit,
+                # The limit above is for each connection; the process has to start, too.
+                timeout=2 * self.patience,
                 check=False,
                 **_surroundings(place),
             )
         except subprocess.TimeoutExpired as error:
-            raise ModelUnavailable(f"no answer within {limit:g} s") from error
+            raise ModelUnavailable(silence) from error
         if answer.returncode:
-            raise ModelUnavailable(_complaint(answer.stderr))
+            # Of an index that is silent pip says only that it has no such package.
+            silent = time.monotonic() - began > self.patience
+            raise ModelUnavailable(silence if silent else _complaint(answer.stderr))
 
 
 class _Download:

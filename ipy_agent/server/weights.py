@@ -237,8 +237,6 @@ def _fetch_from(source: Source, model: Model, part: Path, progress: Progress) ->
     def report(done: int) -> None:
         progress(min(done, model.size - 1), model.size, source.name)
 
-    if size_of(part) > model.size:
-        part.unlink()
     resumed = size_of(part) > 0
     if size_of(part) < model.size:
         source.fetch(model, part, report)

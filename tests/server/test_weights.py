@@ -44,7 +44,7 @@ class Shelf:
     name: str = "a shelf"
     starts: list[int] = field(default_factory=list)
 
-    def fetch(self, model, part, report):
+    def fetch(self, _model, part, report):
         start = part.stat().st_size if part.exists() else 0
         self.starts.append(start)
         with part.open("ab") as stream:
@@ -147,8 +147,9 @@ def test_known_tells_what_is_here(cache):
 
 
 @pytest.mark.parametrize("name", ["toy.gguf", "toy.gguf.part"])
-def test_a_half_fetched_file_is_never_used(cache, part, name):
+def test_a_half_fetched_file_is_never_used(cache, name):
     """A file that is too short is no model, under its real name neither; pull replaces it."""
+    cache.mkdir(parents=True)
     (cache / name).write_bytes(DATA[:100])
 
     with pytest.raises(ModelUnavailable, match="not on this machine"):
@@ -156,7 +157,7 @@ def test_a_half_fetched_file_is_never_used(cache, part, name):
     assert weights.pull(TOY, sources=[Shelf()]).read_bytes() == DATA
 
 
-def test_the_next_source_goes_on_where_the_last_one_stopped(part):
+def test_the_next_source_goes_on_where_the_last_one_stopped():
     """What a failed source had brought is kept, and the next one brings only the rest."""
     second = Shelf()
 
@@ -177,7 +178,7 @@ def test_an_interrupted_pull_goes_on(cache):
     assert second.starts == [1000]
 
 
-def test_wrong_bytes_are_thrown_away(cache):
+def test_wrong_bytes_are_thrown_away():
     """A source whose bytes have another sha256 counts as failed; the next starts from nothing."""
     second = Shelf()
 
@@ -225,7 +226,7 @@ def test_when_all_fail_each_is_listed_with_its_reason(cache):
     assert not (cache / "toy.gguf").exists()
 
 
-def test_no_room_is_said_before_anything_is_fetched(cache):
+def test_no_room_is_said_before_anything_is_fetched():
     """Too little free disk is one line with the bytes needed and free; no source is asked."""
     source = Shelf()
     model = model_of(DATA, size=5_000_000, wheel_size=1_000_000)
@@ -241,11 +242,11 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "taken"))
 
-    with pytest.raises(ModelUnavailable, match="cannot be written .* set XDG_CACHE_HOME"):
+    with pytest.raises(ModelUnavailable, match=r"cannot be written .* set XDG_CACHE_HOME"):
         weights.pull(TOY, sources=[Shelf()])
 
 
-def test_progress_says_all_bytes_only_when_they_are_verified(cache):
+def test_progress_says_all_bytes_only_when_they_are_verified():
     """The last report is the only full one, and comes from the source that was right."""
     seen = []
 
@@ -277,7 +278,7 @@ weights.pull(Model(**eval(sys.argv[1])), sources=[Slow()])
 
 @pytest.fixture
 def holder():
-    """Another process that is in the middle of pulling `b"GGUF...\\n"`."""
+    """Another process in the middle of pulling `model`, which waits for a line to go on."""
     model = model_of(b"GGUF" + b"x" * 20 + b"\n")
     facts = {name: getattr(model, name) for name in Model.__slots__}
     command = [sys.executable, "-c", HOLDER, repr(facts)]

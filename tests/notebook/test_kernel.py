@@ -1,0 +1,86 @@
+"""The kernel's tools in an IPython shell of this process."""
+
+from __future__ import annotations
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from ipy_agent.agent.tools import Result
+from ipy_agent.notebook.kernel import kernel_tools
+
+
+@pytest.fixture(scope="module")
+def only_shell():
+    quiet = Config()
+    quiet.HistoryManager.enabled = False
+    return InteractiveShell(config=quiet)
+
+
+@pytest.fixture
+def shell(only_shell):
+    only_shell.reset()
+    # As within a running cell, where a tool is always called.
+    with only_shell.display_trap:
+        yield only_shell
+
+
+@pytest.fixture
+def tools(shell):
+    return {tool.name: tool.function for tool in kernel_tools(shell)}
+
+
+def test_code_runs_in_the_users_namespace(shell, tools):
+    """What the code makes is the user's, and the history is not touched."""
+    before = shell.execution_count
+
+    result = tools["python"](code="import math\nx = [1, 2]\nprint('hi')\nlen(x)")
+
+    assert result == Result("hi\n2\nx: list of 2")
+    assert shell.user_ns["x"] == [1, 2]
+    assert shell.execution_count == before
+
+
+def test_a_variable_bound_anew_is_named_and_an_old_one_is_not(shell, tools):
+    """The model is told what a call changed, and only that."""
+    shell.user_ns.update(old=1, anew=1)
+
+    assert tools["python"](code="anew = 2000").text == "anew: int 2000"
+
+
+def test_an_exception_is_a_failed_result_with_the_last_lines(tools):
+    """A traceback reaches the model short and without colours."""
+    result = tools["python"](code="def f(n):\n    return f(n + 1)\nf(0)")
+
+    assert result.failed
+    assert result.text.splitlines()[-2].startswith("RecursionError:")
+    assert result.text.splitlines()[-1] == "f: function"
+    assert "\x1b" not in result.text
+    assert len(result.text.splitlines()) < 20
+
+
+@pytest.mark.parametrize("code", ["x = (", "import nonesuch", "raise SystemExit(3)", "1/0", "%nope"])
+def test_whatever_fails_is_told_and_raises_nothing(tools, code):
+    """Syntax errors, exits and exceptions all come back as text."""
+    result = tools["python"](code=code)
+
+    assert result.text != "(no output)"
+
+
+def test_an_interrupt_passes_through(tools):
+    """IPython swallows a KeyboardInterrupt in a cell; the run has to see it."""
+    with pytest.raises(KeyboardInterrupt):
+        tools["python"](code="raise KeyboardInterrupt")
+
+
+def test_silence_says_so(tools):
+    """A call without output is told as such."""
+    assert tools["python"](code="None").text == "(no output)"
+
+
+def test_inspect_looks_and_names_what_there_is(shell, tools):
+    """An unknown variable is answered with those that there are."""
+    shell.user_ns["frame"] = {"a": 1}
+
+    assert tools["inspect"](name="frame") == "frame: dict of 1\n  'a': int 1".replace("int ", "")
+    assert tools["inspect"](name="Frame") == "there is no variable 'Frame'; there are: frame"

@@ -1,0 +1,249 @@
+"""The local server is found, or started once, and depends on nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ipy_agent
+from ipy_agent.errors import ConnectionFailed
+from ipy_agent.transport import local as module
+from ipy_agent.transport.local import Local, local_server, runtime_folder, write_private
+
+SERVE = """
+import argparse, os, sys
+from pathlib import Path
+from ipy_agent.server.process import serve
+from ipy_agent.server.scripted import ScriptedEngine
+
+options = argparse.ArgumentParser()
+options.add_argument("--port", type=int)
+options.add_argument("--idle-exit", type=float)
+options.add_argument("--runtime-file", type=Path)
+options.add_argument("--model", default="scripted")
+options = options.parse_args()
+Path(options.runtime_file.parent, f"started-{os.getpid()}").touch()
+Path(options.runtime_file.parent, "environment").write_text("\\n".join(os.environ))
+engine = ScriptedEngine(model=options.model)
+serve(engine, port=options.port, token="a-token", idle_exit=options.idle_exit,
+      runtime_file=options.runtime_file)
+"""
+COMMAND = (sys.executable, "-c", SERVE)
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """Return a runtime folder of the test's own; no server of it outlives the test."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    # The server's own folder is another one: it finds the package as this test does.
+    monkeypatch.setenv("PYTHONPATH", str(Path(ipy_agent.__file__).parents[1]))
+    folder = runtime_folder()
+    yield folder
+    for server in module._started:
+        with contextlib.suppress(ProcessLookupError):
+            server.kill()
+        server.wait(20)
+    module._started.clear()
+
+
+def found(**options):
+    """Return the server that is found or started."""
+    return asyncio.run(local_server(lambda _: None, command=COMMAND, **options))
+
+
+def starts(folder):
+    return len(list(folder.glob("started-*")))
+
+
+def test_a_server_is_started_once_and_then_found(folder):
+    """The second caller gets what the first one started."""
+    first = found(model="named")
+    second = found()
+
+    assert first == second
+    assert first.answers()
+    assert first.model == "named"
+    assert starts(folder) == 1
+
+
+def test_what_takes_long_is_told(folder):
+    """While a server fetches its weights, the newest line of its log is passed on."""
+    gate = folder / "gate"
+    os.mkfifo(gate)
+    # The server goes on when somebody was told; a progress bar overwrites its own line.
+    code = f"print('1 %\\r50 %', end='\\r', flush=True); open({str(gate)!r}).read();" + SERVE
+    notices = []
+
+    def notice(text):
+        notices.append(text)
+        if len(notices) == 1:
+            gate.write_text("go on")
+
+    server = asyncio.run(local_server(notice, command=(sys.executable, "-c", code)))
+
+    assert notices[0] == "50 %"
+    assert server.answers()
+
+
+def test_two_at_once_start_one(folder):
+    """Whoever comes second waits for the first one's server."""
+
+    async def main():
+        return await asyncio.gather(
+            *(local_server(lambda _: None, command=COMMAND) for _ in range(3))
+        )
+
+    first, *others = asyncio.run(main())
+
+    assert others == [first, first]
+    assert starts(folder) == 1
+
+
+def test_it_holds_nothing_of_the_one_who_started_it(folder, monkeypatch):
+    """Its own session and output, a log that is private, and no secret of the environment."""
+    for name in ("OPENAI_API_KEY", "MY_SECRET", "hf_token", "IPY_AGENT_SERVER_TOKEN", "PLAIN"):
+        monkeypatch.setenv(name, "x")
+
+    server = found()
+
+    names = (folder / "environment").read_text().splitlines()
+    assert {"PLAIN", "IPY_AGENT_SERVER_TOKEN"} <= set(names)
+    assert not {"OPENAI_API_KEY", "MY_SECRET", "hf_token"} & set(names)
+    assert os.getsid(server.pid) == server.pid != os.getsid(0)
+    log = folder / "server.log"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert f"listening on {server.url}" in log.read_text()
+
+
+def test_it_outlives_the_process_that_started_it(folder):
+    """The kernel that needed it first may end, its server stays."""
+    code = (
+        "import asyncio, sys; from ipy_agent.transport.local import local_server;"
+        "print(asyncio.run(local_server(print, command=sys.argv[1:])).pid)"
+    )
+    kernel = subprocess.run(
+        [sys.executable, "-c", code, *COMMAND], capture_output=True, text=True, check=True
+    )
+    server = Local.read(folder / "server.json")
+
+    try:
+        assert int(kernel.stdout.split()[-1]) == server.pid
+        assert server.answers()
+    finally:
+        os.kill(server.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("fault", ["dead", "wrong token", "not JSON", "elsewhere"])
+def test_a_stale_file_is_replaced(folder, fault):
+    """A file is believed only if its server answers with its token."""
+    file = folder / "server.json"
+    real = found()
+    if fault == "dead":
+        os.kill(real.pid, signal.SIGKILL)
+    said = {
+        "dead": real.encoded(),
+        "wrong token": Local(real.url, "wrong", real.model, real.pid).encoded(),
+        "not JSON": b"{",
+        "elsewhere": Local("http://localhost.example/v1", "t", "m", 1).encoded(),
+    }
+    write_private(file, said[fault])
+
+    server = found()
+
+    assert server.pid != real.pid
+    assert server.answers()
+    assert Local.read(file) == server
+
+
+def test_a_server_that_cannot_start_says_why(folder):
+    """The error's one line holds the last line of the log."""
+    code = "import sys; print('one'); sys.exit('no room for the model')"
+
+    with pytest.raises(ConnectionFailed, match="no room for the model") as failed:
+        asyncio.run(local_server(print, command=(sys.executable, "-c", code)))
+
+    assert "\n" not in str(failed.value)
+    assert not (folder / "server.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "why"), [("raise SystemExit(3)", "exit code 3"), (None, "cannot be started")]
+)
+def test_a_server_that_ends_without_a_word_is_told_too(folder, code, why):
+    """Its exit code has to do, or why it could not be run at all."""
+    command = (sys.executable, "-c", code) if code else (str(folder / "no-python"),)
+
+    with pytest.raises(ConnectionFailed, match=why):
+        asyncio.run(local_server(print, command=command))
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_start_that_is_cancelled_leaves_no_server():
+    """Whoever interrupts the start can simply try again."""
+
+    async def main():
+        waiting = asyncio.get_running_loop().create_future()
+        code = "import time; print('waiting', flush=True); time.sleep(600)"
+        starting = asyncio.create_task(
+            local_server(waiting.set_result, command=(sys.executable, "-c", code))
+        )
+        assert await waiting == "waiting"
+        starting.cancel()
+        await asyncio.wait({starting})
+        return starting.cancelled()
+
+    assert asyncio.run(main())
+    (server,) = module._started
+    assert server.wait(20) == -signal.SIGTERM
+    assert found().answers()
+
+
+def test_the_token_is_never_shown():
+    """A server's token does not appear where the value is printed."""
+    assert "hidden" not in repr(Local("http://127.0.0.1:1/v1", "hidden", "m", 1))
+
+
+def test_a_folder_that_others_own_is_passed_over(monkeypatch, tmp_path):
+    """A link in the runtime folder's place leads nowhere of ours."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "ipy-agent").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    folder = runtime_folder()
+
+    assert folder.is_relative_to(tmp_path / "state")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_without_any_private_folder_there_is_a_clear_error(monkeypatch, tmp_path):
+    """The message says which variable to set."""
+    (tmp_path / "ipy-agent").touch()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    with pytest.raises(ConnectionFailed, match="XDG_RUNTIME_DIR"):
+        runtime_folder()
+
+
+def test_a_private_file_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
+    """A failure in the middle leaves the old content and no leftovers."""
+    file = tmp_path / "file"
+    write_private(file, b"old")
+
+    with pytest.raises(TypeError):
+        write_private(file, "not bytes")
+
+    assert file.read_bytes() == b"old"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["file"]
