@@ -101,7 +101,7 @@ def _engine(options: argparse.Namespace) -> Engine:
 
     wanted = options.model or os.environ.get("IPY_AGENT_MODEL")
     file = weights.pull(wanted, weights.progress_bar(sys.stderr))
-    name = wanted if wanted in weights.names() else file.stem
+    name = next((known.name for known in weights.MODELS if known.file == file.name), file.stem)
     return LlamaEngine(file, name=name, slots=options.slots, cache=options.cache != "off")
 
 

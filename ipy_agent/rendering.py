@@ -38,6 +38,7 @@ __all__ = [
     "frame",
     "markdown",
     "plain",
+    "source",
     "status",
     "stripes",
     "visible",
@@ -99,15 +100,24 @@ def code(text: str, language: str = "") -> str:
 
 
 def call(name: str, arguments: str) -> str:
-    """Return the arguments of a tool call as HTML: one text alone as it is, else the JSON."""
+    """Return a tool call's arguments as HTML."""
+    return code(*source(name, arguments))
+
+
+def source(name: str, arguments: str) -> tuple[str, str]:
+    """Return what to show of a tool call's arguments, and its language.
+
+    Where one text is all that was passed, such as code, it is that text; else the JSON.
+    """
     try:
         told: Any = msgspec.json.decode(arguments)
+        tidy = msgspec.json.format(arguments, indent=2)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return code(arguments)
+        return arguments, ""
     values = list(told.values()) if isinstance(told, dict) else []
     if len(values) == 1 and isinstance(values[0], str):
-        return code(values[0], "python" if name == "python" else "")
-    return code(msgspec.json.format(arguments, indent=2), "json")
+        return values[0], "python" if name == "python" else ""
+    return tidy, "json"
 
 
 def fold(summary: str, body_html: str, *, open: bool = False) -> str:  # noqa: A002 (as in HTML)
@@ -128,13 +138,15 @@ def frame(body_html: str) -> str:
 
 def stripes(parts: Iterable[tuple[float, str]]) -> str:
     """Return shares (0 to 1), each with its colour, as a CSS background from left to right."""
-    stops, at = [], 0
+    stops: list[str] = []
+    at = 0
     for share, colour in parts:
         end = min(100, at + max(1, round(share * 100))) if share > 0 else at
         if end > at:
             stops.append(f"{colour} {at}% {end}%" if at else f"{colour} {end}%")
         at = end
-    return f"linear-gradient(90deg,{','.join([*stops, f'{TRACK} {at}%', TRACK])})"
+    stops = [*(stops or [TRACK]), f"{TRACK} {at}%"]
+    return f"linear-gradient(90deg,{','.join(stops)})"
 
 
 TRACK = "#8883"

@@ -155,6 +155,7 @@ class Server(uvicorn.Server):
             await self.serve(sockets=[self._listener])
         finally:
             watch.cancel()
+            self._listener.close()
             await self._engine.aclose()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -22,7 +22,7 @@ from ipy_agent.tables.frames import model_ms, share
 
 __all__ = ["COLUMNS", "Line", "Totals", "summary", "turns_html", "turns_text"]
 
-MODEL, TOOLS, WAITING, CACHED = "#3d8fd6", "#e69f00", "#999999", "#1aa37a"
+MODEL, TOOLS, WAITING, CACHED = "#38d", "#e90", "#999", "#1a78"
 UNKNOWN = "–"
 
 
@@ -216,7 +216,7 @@ def turns_html(lines: Sequence[Line], totals: Totals) -> str:
             f'<table cellpadding=3 style="{_TABLE}"><caption style="{_CAPTION}">',
             f"{escape(summary(totals, len(lines)))}</caption>{_HEAD}<tbody align=right>",
             *(_row(line, longest) for line in lines),
-            f"<tfoot align=right>{_row(everything, sum(everything.times))}</table>",
+            f'<tfoot align=right style="border-top:{_RULE}">{_row(everything, sum(everything.times))}</table>',
         ]
     )
 
@@ -227,7 +227,7 @@ def _row(line: Line, longest: float) -> str:
         for time, colour in zip(line.times, (MODEL, TOOLS, WAITING), strict=True)
     )
     turn, *others = COLUMNS
-    cells = [f"<tr><th scope=row>{escape(turn.text(line))}<td style=\"background:{times}{_BAND}\">"]
+    cells = [f"<tr><th>{escape(turn.text(line))}<td style=\"background:{times}{_BAND}\">"]
     for column in others:
         style = ""
         if column.field == "hit_rate" and line.hit_rate is not None:
@@ -237,10 +237,10 @@ def _row(line: Line, longest: float) -> str:
 
 
 _BAND = " 0 50%/100% 10px no-repeat"
-_LINE = " 0 100%/100% 4px no-repeat"
-_RULE = "1px solid #8886"
-_TABLE = "border-collapse:collapse;font-size:12px;line-height:1.5;white-space:nowrap"
-_CAPTION = "caption-side:top;text-align:left;padding:4px 0"
+_LINE = " 0 50%/100% 16px no-repeat"
+_RULE = "1px solid #8885"
+_TABLE = "border-collapse:collapse;font-size:12px;line-height:1.4;white-space:nowrap"
+_CAPTION = "caption-side:top;text-align:left;padding:4px;font-size:13px"
 
 
 def _head() -> str:
@@ -252,16 +252,16 @@ def _head() -> str:
             above.append(f"<th scope=col rowspan=2>{names[0]}")
         else:
             if group == "ms":
-                names.insert(0, "<th scope=col>time")
-            above.append(f"<th scope=colgroup colspan={len(names)}>{group}")
+                names.insert(0, '<th scope=col style="min-width:120px">time')
+            above.append(f'<th scope=colgroup colspan={len(names)} style="text-align:center">{group}')
             below += names
-        spans.append(f'<colgroup span={len(names)} style="border-left:{_RULE}">')
+        spans.append(f'<colgroup span={len(names)} style="min-width:50px;border-left:{_RULE}">')
     return f"{''.join(spans)}<thead><tr>{''.join(above)}<tr>{''.join(below)}"
 
 
 def _heading(column: _Column) -> str:
     if not column.group: return column.name
-    mark = f'<span style="color:{column.colour}">■</span> ' if column.colour else ""
+    mark = f'<span style="color:{column.colour[:4]}">■</span> ' if column.colour else ""
     return f"<th scope=col>{mark}{column.name}"
 
 

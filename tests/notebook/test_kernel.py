@@ -14,7 +14,8 @@ from ipy_agent.notebook.kernel import kernel_tools
 def only_shell():
     quiet = Config()
     quiet.HistoryManager.enabled = False
-    return InteractiveShell(config=quiet)
+    yield InteractiveShell.instance(config=quiet)
+    InteractiveShell.clear_instance()
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ class Served:
     def headers(self):
         return {"Authorization": f"Bearer {TOKEN}"}
 
-    def connect(self, **headers):
-        url = f"ws://127.0.0.1:{self.port}/v1/responses"
+    def connect(self, path="/v1/responses", **headers):
+        url = f"ws://127.0.0.1:{self.port}{path}"
         return connect(url, additional_headers={**self.headers, **headers}, proxy=None)
 
 
@@ -55,6 +55,7 @@ class Client:
 
     to_server: asyncio.Queue = field(default_factory=asyncio.Queue)
     to_client: asyncio.Queue = field(default_factory=asyncio.Queue)
+    serving: asyncio.Task | None = None
 
     def say(self, frame):
         """Send a frame: a text as it is, bytes as a binary one, anything else as JSON."""
@@ -96,13 +97,13 @@ async def connected(engine, **options):
     client = Client()
     client.to_server.put_nowait({"type": "websocket.connect"})
     connection = Connection(engine, client.to_server.get, client.to_client.put, **options)
-    serving = asyncio.create_task(connection.run())
+    client.serving = asyncio.create_task(connection.run())
     assert await client.message() == {"type": "websocket.accept"}
     try:
         yield client
     finally:
         client.leave()
-        await asyncio.wait_for(serving, 20)
+        await asyncio.wait_for(client.serving, 20)
 
 
 @pytest.fixture(name="listening")

@@ -96,9 +96,7 @@ def test_two_turns_over_a_real_socket(listening):
         async with listening(engine) as served, served.connect() as client:
             assert client.protocol.extensions == []
             first = await turn(client, "one two")
-            return first, await turn(
-                client, "three", previous_response_id=first[-1].response.id
-            )
+            return first, await turn(client, "three", previous_response_id=first[-1].response.id)
 
     first, second = asyncio.run(main())
 
@@ -123,10 +121,8 @@ def test_a_websocket_is_refused_in_words_before_the_upgrade(listening, headers, 
 
     async def main():
         async with listening(ScriptedEngine()) as served:
-            opening = served.connect(**headers)
-            opening.uri = opening.uri.replace("/v1/responses", path)
             with pytest.raises(InvalidStatus) as refused:
-                await opening
+                await served.connect(path, **headers)
             return refused.value.response
 
     response = asyncio.run(main())
@@ -191,7 +187,10 @@ def test_a_large_frame_is_taken_and_a_larger_one_closes(listening):
     """Frames may have 16 MiB; beyond that the client hears 1009."""
 
     async def main():
-        async with listening(ScriptedEngine([{"text": "ok"}])) as served, served.connect() as client:
+        async with (
+            listening(ScriptedEngine([{"text": "ok"}])) as served,
+            served.connect() as client,
+        ):
             answer = await turn(client, "x" * (15 * 2**20))
             with pytest.raises(ConnectionClosed) as closed:
                 await turn(client, "x" * (17 * 2**20))

@@ -58,9 +58,7 @@ def test_a_text_is_told_in_the_documented_order():
 
 def test_a_call_is_told_in_the_documented_order():
     """A function call is added without arguments, which then grow."""
-    frames = told(
-        Composer("x"), CallPiece('{"a"', name="f"), CallPiece(":1}"), Finish(usage=USAGE)
-    )
+    frames = told(Composer("x"), CallPiece('{"a"', name="f"), CallPiece(":1}"), Finish(usage=USAGE))
 
     assert kinds(frames) == [
         "created",

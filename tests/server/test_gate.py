@@ -178,9 +178,7 @@ class Echo:
 def post(*parts, **headers):
     """Return the answer to a POST of these parts."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    messages = [
-        {"type": "http.request", "body": part, "more_body": True} for part in parts
-    ]
+    messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     messages[-1]["more_body"] = False
     gate = Gate(Echo(), token=TOKEN, hosts=[HOST])
     return answer(gate, scope("http", "/", {**GOOD, **named}, "POST"), *messages)
@@ -296,7 +294,6 @@ def test_nobody_comes_in_while_the_server_leaves(kind):
 
 def test_quiet_lasts_as_long_as_nobody_is_there():
     """An open WebSocket is company, a refused request is none."""
-
     now = 100.0
 
     async def main():

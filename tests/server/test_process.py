@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import stat
 import subprocess
@@ -151,4 +150,4 @@ def test_a_token_is_made_once_and_kept_private(monkeypatch, tmp_path):
     file = tmp_path / "ipy-agent" / "token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert os.listdir(file.parent) == ["token"]
+    assert list(file.parent.iterdir()) == [file]

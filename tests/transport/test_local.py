@@ -236,7 +236,7 @@ def test_without_any_private_folder_there_is_a_clear_error(monkeypatch, tmp_path
         runtime_folder()
 
 
-def test_a_private_file_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
+def test_a_private_file_is_there_whole_or_not_at_all(tmp_path):
     """A failure in the middle leaves the old content and no leftovers."""
     file = tmp_path / "file"
     write_private(file, b"old")
@@ -246,4 +246,4 @@ def test_a_private_file_is_there_whole_or_not_at_all(monkeypatch, tmp_path):
 
     assert file.read_bytes() == b"old"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert os.listdir(tmp_path) == ["file"]
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,114 @@
+"""A recorder's tables as files; the suffix says which format.
+
+Rule 1: a file is there whole or not at all: it is written beside its place and moved in.
+Rule 2: nothing in an exported file runs: no scripts, no addresses that are fetched.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ipy_agent.errors import AgentError, MissingExtra, UsageError
+from ipy_agent.records import Recorder
+from ipy_agent.tables import document
+from ipy_agent.tables.frames import FRAMES
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["export"]
+
+
+def export(records: Recorder, path: str | os.PathLike[str], table: str = "turns") -> Path:
+    """Write what a recorder holds to a file and return its path.
+
+    Args:
+        records: whose rows.
+        path: its suffix decides: `.parquet`, `.csv` and `.jsonl` hold one table,
+            `.json`, `.html` and `.md` all of them.
+        table: which table, for the formats that hold one.
+
+    Raises:
+        UsageError: an unknown suffix or table, or no such folder.
+        MissingExtra: parquet without pyarrow.
+        AgentError: the disk refused.
+    """
+    place = Path(path).expanduser()
+    if table not in FRAMES:
+        raise UsageError(f"there is no table {table!r}: there are {', '.join(FRAMES)}")
+    if not place.parent.is_dir():
+        raise UsageError(f"there is no folder {str(place.parent)!r}: make it first")
+    suffix = place.suffix.lower()
+    if suffix in _ONE:
+        content = _ONE[suffix](FRAMES[table](records))
+    elif suffix in _ALL:
+        content = _ALL[suffix](records)
+    else:
+        known = ", ".join([*_ONE, *_ALL])
+        raise UsageError(f"{place.name!r} names no format: end it in one of {known}")
+    _write(place, content)
+    return place
+
+
+def _write(place: Path, content: bytes) -> None:
+    beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    try:
+        beside.write_bytes(content)
+        beside.replace(place)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise AgentError(
+            f"cannot write {str(place)!r}: {error.strerror or error}", code="export"
+        ) from error
+
+
+def _parquet(frame: DataFrame) -> bytes:
+    try:
+        import pyarrow  # noqa: F401, ICN001, PLC0415 (an extra)
+    except ImportError:
+        raise MissingExtra("parquet export", "parquet") from None
+    file = io.BytesIO()
+    frame.to_parquet(file, engine="pyarrow", index=False)
+    return file.getvalue()
+
+
+def _csv(frame: DataFrame) -> bytes:
+    return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+def _jsonl(frame: DataFrame) -> bytes:
+    return b"".join(_encode(row) + b"\n" for row in _rows(frame))
+
+
+def _json(records: Recorder) -> bytes:
+    tables = {name: _rows(frame(records)) for name, frame in FRAMES.items()}
+    return msgspec.json.format(_encode(tables), indent=2) + b"\n"
+
+
+def _rows(frame: DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as plain values, with `None` for NA."""
+    plain = frame.astype(object)
+    return plain.where(frame.notna(), None).to_dict("records")
+
+
+def _encode(value: Any) -> bytes:
+    return msgspec.json.encode(value, enc_hook=lambda stamp: stamp.to_pydatetime())
+
+
+_ONE: dict[str, Callable[[DataFrame], bytes]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".jsonl": _jsonl,
+}
+_ALL: dict[str, Callable[[Recorder], bytes]] = {
+    ".json": _json,
+    ".html": document.html,
+    ".md": document.markdown,
+}
