@@ -232,9 +232,9 @@ class Recorder:
 
     def _turn_ended(self, event: TurnEnded) -> None:
         row = self.turns[-1]
-        row.status = event.status
         if row.latency_ms is None:
             row.latency_ms = _ms(self._clock() - self._began)
+        row.status = event.status  # last: who reads on another thread takes it for the end
 
     _NOTES: ClassVar[dict[type, Callable[[Recorder, Any], None]]] = {
         RunBegan: _run_began,

@@ -30,16 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Growing",
-    "bar",
-    "call",
     "code",
     "escape",
     "fold",
-    "frame",
     "markdown",
     "plain",
     "source",
-    "status",
     "stripes",
     "visible",
 ]
@@ -47,6 +43,7 @@ __all__ = [
 LIMIT = 100_000
 """How many characters of one text are rendered as Markdown; of the rest its length is told."""
 
+_NO_MATH = "mathjax_ignore tex2jax_ignore"
 _ANSI = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
     r"|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links and other strings
@@ -96,12 +93,7 @@ def escape(text: str) -> str:
 def code(text: str, language: str = "") -> str:
     """Return a block of code as HTML, literally; terminal colours are left out."""
     kind = f' class="language-{escape(language)}"' if language else ""
-    return f"<pre><code{kind}>{escape(plain(text))}</code></pre>"
-
-
-def call(name: str, arguments: str) -> str:
-    """Return a tool call's arguments as HTML."""
-    return code(*source(name, arguments))
+    return f'<pre style="{_PRE}"><code{kind}>{escape(plain(text))}</code></pre>'
 
 
 def source(name: str, arguments: str) -> tuple[str, str]:
@@ -122,18 +114,9 @@ def source(name: str, arguments: str) -> tuple[str, str]:
 
 def fold(summary: str, body_html: str, *, open: bool = False) -> str:  # noqa: A002 (as in HTML)
     """Return HTML that shows a summary and, unfolded, a body that is already safe HTML."""
-    state = " open" if open else ""
-    return f"<details{state}><summary>{escape(summary)}</summary>{body_html}</details>"
-
-
-def status(text: str) -> str:
-    """Return a passing remark as HTML."""
-    return f'<div style="opacity:0.6;font-style:italic">{escape(text)} …</div>'
-
-
-def frame(body_html: str) -> str:
-    """Return safe HTML in a frame that keeps a page's MathJax out of it."""
-    return f'<div class="mathjax_ignore tex2jax_ignore">{body_html}</div>'
+    state = f'class="{_NO_MATH}"{" open" if open else ""}'
+    inner = f'<div style="margin-left:16px">{body_html}</div>'
+    return f"<details {state}><summary>{escape(summary)}</summary>{inner}</details>"
 
 
 def stripes(parts: Iterable[tuple[float, str]]) -> str:
@@ -142,24 +125,14 @@ def stripes(parts: Iterable[tuple[float, str]]) -> str:
     at = 0
     for share, colour in parts:
         end = min(100, at + max(1, round(share * 100))) if share > 0 else at
-        if end > at:
-            stops.append(f"{colour} {at}% {end}%" if at else f"{colour} {end}%")
+        if end > at:  # a stripe that is said to begin at 0 begins where the one before it ends
+            stops.append(f"{colour} 0 {end}%")
         at = end
-    stops = [*(stops or [TRACK]), f"{TRACK} {at}%"]
-    return f"linear-gradient(90deg,{','.join(stops)})"
+    return f"linear-gradient(90deg,{','.join(stops or [TRACK])},{TRACK} 0)"
 
 
 TRACK = "#8883"
 """What a bar runs on: a grey that light and dark pages shine through."""
-
-
-def bar(parts: Iterable[tuple[float, str, str]], width: int) -> str:
-    """Return a stacked bar as HTML; a part is its share (0 to 1), its colour and its title."""
-    parts = list(parts)
-    drawn = stripes((share, colour) for share, colour, _ in parts)
-    title = escape(", ".join(title for _, _, title in parts))
-    style = f"width:{width}px;height:9px;border-radius:2px;background:{drawn}"
-    return f'<div title="{title}" style="{style}"></div>'
 
 
 def markdown(text: str) -> str:
@@ -167,7 +140,7 @@ def markdown(text: str) -> str:
 
     No raw HTML, no pictures, no scripts; a link shows the host that it leads to.
     """
-    return frame(_rendered(text[:LIMIT]) + _rest(len(text)))
+    return _framed(_rendered(text[:LIMIT]), len(text))
 
 
 class Growing:
@@ -175,7 +148,7 @@ class Growing:
 
     Blocks that no further text can change are rendered once and kept; only the last one,
     `open`, is rendered at each look. However the text was cut, and whenever it was looked
-    at, `frame(growing.html())` is `markdown(growing.text)`.
+    at, `growing.html()` is `markdown(growing.text)`.
     """
 
     def __init__(self, text: str = "") -> None:
@@ -202,13 +175,13 @@ class Growing:
         return plain(self.text)
 
     def html(self) -> str:
-        """Return all that arrived as safe HTML, without the frame."""
+        """Return all that arrived as safe HTML."""
         fresh = "".join(self._fresh)
         self._fresh.clear()
         self.open += fresh
         if "\n" in fresh:
             self._settle()
-        return "".join(self._done) + _rendered(self.open) + _rest(self._length)
+        return _framed("".join(self._done) + _rendered(self.open), self._length)
 
     def _settle(self) -> None:
         """Render the blocks that are finished.
@@ -233,8 +206,11 @@ def _rendered(text: str) -> str:
     return _cleaner().clean(_parser().render(visible(_NEWLINE.sub("\n", text))))
 
 
-def _rest(length: int) -> str:
-    return "" if length <= LIMIT else f"<p><em>… and {length - LIMIT:,} more characters</em></p>\n"
+def _framed(body: str, length: int) -> str:
+    """Keep the page's MathJax out, and tell of what was left out."""
+    rest = length - LIMIT
+    end = f"<p><em>… and {rest:,} more characters</em></p>" if rest > 0 else ""
+    return f'<div class="{_NO_MATH}">{body}{end}</div>'
 
 
 @functools.cache
@@ -255,13 +231,14 @@ def _cleaner() -> nh3.Cleaner:
         tags=_TAGS,
         attributes=_ATTRIBUTES,
         attribute_filter=_kept,
-        filter_style_properties={"text-align"},
+        filter_style_properties={"text-align", "border-left", "padding", "white-space"},
         url_schemes=_SCHEMES,
         link_rel="noopener noreferrer",
-        set_tag_attribute_values={"a": {"target": "_blank"}},
+        set_tag_attribute_values={"a": {"target": "_blank"}, "pre": {"style": _PRE}},
     )
 
 
+_PRE = "border-left:3px solid #8886;padding:2px 10px;white-space:pre-wrap"
 _SCHEMES = {"http", "https", "mailto"}
 _ATTRIBUTES = {"*": set(), "a": {"href"}, "ol": {"start"}, "td": {"style"}, "th": {"style"}}
 _TAGS = set(

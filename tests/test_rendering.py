@@ -12,13 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ipy_agent import rendering
-from ipy_agent.rendering import Growing, bar, call, code, escape, fold, frame, markdown, plain
+from ipy_agent.rendering import Growing, code, escape, fold, markdown, plain, source, stripes
 
 ALLOWED = {
     "a": {"href", "rel", "target"},
-    "code": {"class"},
-    "div": {"class", "style"},
+    "div": {"class"},
     "ol": {"start"},
+    "pre": {"style"},
     "td": {"style"},
     "th": {"style"},
 }
@@ -75,7 +75,7 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_markdown_makes_only_harmless_elements(text):
     """Nothing but allowed elements with allowed attributes comes out, and nothing is fetched."""
-    for page in (markdown(text), frame(Growing(text).html())):
+    for page in (markdown(text), Growing(text).html()):
         for tag, attributes in Elements(page).found:
             assert tag in rendering._TAGS | {"div"}
             assert set(attributes) <= ALLOWED.get(tag, set())
@@ -107,10 +107,10 @@ def test_a_growing_answer_ends_as_if_rendered_whole(text, cuts, looks):
         growing.add(text[at:cut])
         at = max(at, min(cut, len(text)))
         if look in looks:
-            assert frame(growing.html()) == markdown(growing.text)
+            assert growing.html() == markdown(growing.text)
 
     assert growing.text == text
-    assert frame(growing.html()) == markdown(text)
+    assert growing.html() == markdown(text)
 
 
 @settings(deadline=None)
@@ -131,7 +131,7 @@ def test_only_the_last_block_is_rendered_again():
             longest = max(longest, len(growing.open))
 
     assert longest < 60
-    assert frame(growing.html()) == markdown(growing.text)
+    assert growing.html() == markdown(growing.text)
 
 
 def test_a_huge_text_is_cut_and_says_so():
@@ -142,7 +142,7 @@ def test_a_huge_text_is_cut_and_says_so():
         growing.add(text[at : at + 7_001])
 
     assert "and 50,000 more characters" in markdown(text)
-    assert frame(growing.html()) == markdown(text)
+    assert growing.html() == markdown(text)
     assert growing.text == text
 
 
@@ -203,7 +203,7 @@ def test_terminal_colours_are_removed():
     assert plain("\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;http://a\x1b\\y\x1b(B") == "red xy"
     assert plain("10%\r20%\r\n") == "10%\n20%\n"
     assert plain("\x1b[") == "␛["
-    assert code("\x1b[31mNameError\x1b[0m") == "<pre><code>NameError</code></pre>"
+    assert seen(code("\x1b[31mNameError\x1b[0m")) == "NameError"
 
 
 @settings(deadline=None)
@@ -223,35 +223,39 @@ def test_escaped_text_makes_no_element(text):
     """Escaped text stays text wherever it is put."""
     page = f'<div class="{escape(text)}">{escape(text)}{code(text, text)}{fold(text, "")}</div>'
 
-    assert [tag for tag, _ in Elements(page).found] == ["div", "pre", "code", "details", "summary"]
+    made = [tag for tag, _ in Elements(page).found]
+    assert made == ["div", "pre", "code", "details", "summary", "div"]
 
 
-def test_a_call_shows_its_code():
-    """Of a call with one text the text is shown, of any other its JSON."""
-    assert call("python", '{"code": "a <\\n 1"}') == code("a <\n 1", "python")
-    assert seen(call("price", '{"ticker": "A", "n": 2}')) == '{\n  "ticker": "A",\n  "n": 2\n}'
-    assert call("price", '{"ticker": "<b>') == code('{"ticker": "<b>')
-    assert call("price", '"\ud800"') == code('"\ufffd"')
+def test_of_a_call_its_code_is_shown():
+    """Of a call with one text the text is shown, of any other its JSON, of none what there is."""
+    assert source("python", '{"code": "a <\\n 1"}') == ("a <\n 1", "python")
+    assert source("look", '{"name": "df"}') == ("df", "")
+    assert source("price", '{"t": "A", "n": 2}') == ('{\n  "t": "A",\n  "n": 2\n}', "json")
+    assert source("price", '{"t": "A') == ('{"t": "A', "")
+    assert source("price", '"\ud800"') == ('"\ud800"', "")
+    assert source("price", "[" * 100_000) == ("[" * 100_000, "")
 
 
 def test_details_fold_and_unfold():
-    """A fold is closed unless asked."""
-    assert fold("<b>", "<p>x</p>") == "<details><summary>&lt;b&gt;</summary><p>x</p></details>"
-    assert fold("a", "", open=True).startswith("<details open>")
+    """A fold is closed unless asked, and its summary is text."""
+    assert "<summary>&lt;b&gt;</summary>" in fold("<b>", "<p>x</p>")
+    assert "<p>x</p>" in fold("<b>", "<p>x</p>")
+    assert ("open", None) in Elements(fold("a", "", open=True)).found[0][1].items()
+    assert "open" not in Elements(fold("a", "")).found[0][1]
 
 
-def test_a_bar_says_its_parts():
-    """A bar has a stripe a part and tells them in words; nothing is drawn for nothing."""
-    page = bar([(0.5, "#111", "model 5"), (0.0, "#222", "tools 0"), (0.001, "#333", '"w"')], 100)
+def test_stripes_stand_side_by_side():
+    """Each part has its share, nothing is drawn for nothing, and little is still seen."""
+    parts = [(0.5, "#111"), (0.0, "#222"), (0.001, "#333")]
 
-    assert "#111 50%,#333 50% 51%," in page
-    assert "#222" not in page
-    assert 'title="model 5, tools 0, &quot;w&quot;"' in page
+    assert stripes(parts) == "linear-gradient(90deg,#111 0 50%,#333 0 51%,#8883 0)"
+    assert stripes([]) == "linear-gradient(90deg,#8883,#8883 0)"
 
 
-def test_a_bar_never_runs_over():
+def test_stripes_never_run_over():
     """Shares beyond the whole are cut at its end."""
-    assert "#111 80%,#222 80% 100%," in bar([(0.8, "#111", ""), (7.0, "#222", "")], 100)
+    assert "#111 0 80%,#222 0 100%,#8883 0" in stripes([(0.8, "#111"), (7.0, "#222"), (1, "#333")])
 
 
 def test_importing_it_loads_no_parser():

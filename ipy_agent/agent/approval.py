@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 
-from ipy_agent.agent.tools import Tool
+from ipy_agent.agent.tools import Tool, repr_of
 from ipy_agent.rendering import visible
 from ipy_agent.settings import Mode
 
@@ -46,6 +46,6 @@ def question(tool: Tool, arguments: dict[str, object]) -> str:
     if tool.shows is not None:
         call = str(arguments[tool.shows])
     else:
-        said = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        said = ", ".join(f"{name}={repr_of(value)}" for name, value in arguments.items())
         call = f"{tool.name}({said})"
     return f"{visible(call)}\n\nRun {tool.name}? [y/N] "

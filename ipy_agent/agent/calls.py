@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from ipy_agent.agent.approval import Verdict, question, verdict
-from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of
+from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of, told_of
 from ipy_agent.protocol.items import Item
 from ipy_agent.settings import Endpoint, Mode
 from ipy_agent.trace import ToolEnded
@@ -108,7 +108,8 @@ class Worker:
         try:
             approved = self._approve(question(tool, bound))
         except KeyboardInterrupt:
-            return _Run(Result(INTERRUPTED), "interrupted", "no", _ms_since(began))
+            told = Result("not run: interrupted by the user", failed=True)
+            return _Run(told, "interrupted", "no", _ms_since(began))
         waited = _ms_since(began)
         if not approved:
             return _refused("not run: the user said no", waited)
@@ -130,8 +131,8 @@ def _ran(tool: Tool, bound: dict[str, object], approval: str, approval_ms: float
         status = "failed" if result.failed else "completed"
     except KeyboardInterrupt:
         result, status = Result(INTERRUPTED, failed=True), "interrupted"
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (a tool may raise anything; it goes to the model)
-        result, status = Result(f"{type(error).__name__}: {error}", failed=True), "failed"
+    except BaseException as error:  # noqa: BLE001 (whatever a tool raises goes to the model)
+        result, status = Result(told_of(error), failed=True), "failed"
     return _Run(result, status, approval, approval_ms, _ms_since(began))
 
 

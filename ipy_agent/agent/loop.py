@@ -16,7 +16,7 @@ import msgspec
 
 from ipy_agent.agent.calls import INTERRUPTED, Outcome
 from ipy_agent.agent.conversation import Conversation
-from ipy_agent.errors import BudgetExceeded, Interrupted, ProtocolError, ResponseFailed
+from ipy_agent.errors import BudgetExceeded, ProtocolError, ResponseFailed
 from ipy_agent.protocol.events import (
     TERMINAL,
     Error,
@@ -78,7 +78,9 @@ async def answer(
         raise BudgetExceeded(f"the run took {ask.budget_turns} turns: raise budget_turns, or go on")
     except TimeoutError:
         status = "failed"
-        raise BudgetExceeded(f"the run took {ask.budget_seconds:g} s: raise budget_seconds") from None
+        raise BudgetExceeded(
+            f"the run took {ask.budget_seconds:g} s: raise budget_seconds"
+        ) from None
     except BaseException as error:
         status = _status(error)
         raise
@@ -88,13 +90,17 @@ async def answer(
         hear(RunEnded(status=status))
 
 
-async def warm(fields: Fields, conversation: Conversation, transport: Transport, hear: Hear) -> None:
+async def warm(
+    fields: Fields, conversation: Conversation, transport: Transport, hear: Hear
+) -> None:
     """Have the endpoint take in what has been said so far, without an answer.
 
     Raises:
         AgentError: as for a turn.
     """
-    await _exchange(transport, Request(fields=fields, input=conversation.items, generate=False), hear)
+    await _exchange(
+        transport, Request(fields=fields, input=conversation.items, generate=False), hear
+    )
 
 
 async def _turn(  # noqa: PLR0913 (the parts of a run, handed down whole)
@@ -122,7 +128,8 @@ async def _turn(  # noqa: PLR0913 (the parts of a run, handed down whole)
                 conversation.add(said)
                 hear(ItemsAdded(items=said))
                 if outcome.ended.status == "interrupted":
-                    raise Interrupted("interrupted")
+                    # A KeyboardInterrupt in a task would end the loop's thread.
+                    raise asyncio.CancelledError
         status = response.status or "completed"
     except BaseException as error:
         status = _status(error)

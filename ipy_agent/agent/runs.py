@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import queue
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from ipy_agent.agent.calls import Outcome, Worker
 from ipy_agent.agent.conversation import Conversation
 from ipy_agent.agent.loop import Ask, Hear, answer
-from ipy_agent.background import Background, Work
+from ipy_agent.background import Background
 from ipy_agent.errors import Interrupted
 from ipy_agent.protocol.events import Event
 from ipy_agent.protocol.items import Item
@@ -110,21 +111,29 @@ def attend(
         inbox.put(job)
         return await job.outcome
 
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        inbox.put(None)
+
     run = background.start(answer(ask, conversation, transport, perform, hear), done=inbox.put)
     try:
-        with front.waiting(lambda: inbox.put(Interrupted("interrupted"))):
-            return _see_through(inbox, run, worker, front)
-    except BaseException:
+        with front.waiting(stop):
+            return _see_through(inbox, stopped, worker, front)
+    except BaseException as error:
         run.cancel()
         with contextlib.suppress(BaseException):  # its end is not the news any more
             run.result.exception(STOP_SECONDS)
+        if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+            raise Interrupted("interrupted") from None
         raise
 
 
 def _see_through(
-    inbox: queue.SimpleQueue[Any], run: Work, worker: Worker, front: Front
+    inbox: queue.SimpleQueue[Any], stopped: threading.Event, worker: Worker, front: Front
 ) -> str:
-    """Take out of the inbox what happens, until the run ended."""
+    """Take out of the inbox what happens, until the run ended or the user stopped it."""
     while True:
         try:
             message = inbox.get(timeout=TICK_SECONDS)
@@ -133,14 +142,13 @@ def _see_through(
             continue
         if isinstance(message, _Job):
             with front.working():
-                outcome = worker.carry_out(message.call)
-            message.done(outcome)
+                # An interrupt from here on is the tool's; one that came before is the run's.
+                outcome = None if stopped.is_set() else worker.carry_out(message.call)
+            if outcome is not None:
+                message.done(outcome)
         elif isinstance(message, concurrent.futures.Future):
-            try:
-                return str(message.result())
-            except asyncio.CancelledError:
-                raise Interrupted("interrupted") from None
-        elif isinstance(message, Interrupted):
-            run.cancel()
-        else:
+            return str(message.result())
+        elif message is not None:
             front.show(message)
+        if stopped.is_set():
+            raise Interrupted("interrupted")

@@ -9,6 +9,7 @@ What the model then gets wrong is an error for the model, never an exception for
 from __future__ import annotations
 
 import inspect
+import numbers
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, overload
@@ -30,12 +31,17 @@ class BadArguments(ValueError):  # noqa: N818 (it is what the model sent, not a 
 class Result(msgspec.Struct, frozen=True):
     """What a tool says to the model when a plain value does not do.
 
-    `pictures` are PNG data URLs. `failed` marks a call that ran and went wrong.
+    `pictures` are PNG data URLs. `failed` marks a call that ran and went wrong. The text can
+    always be sent: half a surrogate pair in it becomes a question mark.
     """
 
     text: str
     pictures: list[str] = []
     failed: bool = False
+
+    def __post_init__(self) -> None:
+        whole = str(self.text).encode("utf-8", "replace").decode()
+        msgspec.structs.force_setattr(self, "text", whole)
 
     def output(self, limit: int, *, images: bool) -> str | list[Item]:
         """Return the output for the model: a bounded text, with the pictures if it takes any."""
@@ -74,8 +80,9 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             bound = msgspec.json.decode(arguments or "{}", type=self.shape)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise BadArguments(f"{self.name}: bad arguments: {error}") from None
+        except Exception as error:  # noqa: BLE001 (a user's dataclass may raise anything)
+            told = str(error) if isinstance(error, msgspec.DecodeError) else told_of(error)
+            raise BadArguments(f"{self.name}: bad arguments: {' '.join(told.split())}") from None
         return {name: getattr(bound, name) for name in self.shape.__struct_fields__}
 
 
@@ -118,8 +125,8 @@ def tool_of(
     Raises:
         ToolError: the signature cannot be told to a model.
     """
-    name = name or getattr(function, "__name__", type(function).__name__)
-    if inspect.iscoroutinefunction(function):
+    name = name or str(getattr(function, "__name__", type(function).__name__))
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise ToolError(f"tool {name}: it is `async`; a tool is an ordinary function")
     description = description or inspect.getdoc(function)
     if not description:
@@ -143,7 +150,7 @@ def _shape(name: str, function: Function) -> type[msgspec.Struct]:
     """Return a struct whose fields are the function's parameters."""
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 (a hint is code, and may raise anything)
         raise ToolError(f"tool {name}: a type hint cannot be read: {error}") from None
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
     for parameter in inspect.signature(function).parameters.values():
@@ -172,10 +179,14 @@ def _default(value: Any) -> Any:
 def _schema(name: str, shape: type[msgspec.Struct]) -> dict[str, Any]:
     """Return the JSON Schema of a shape, with its own object at the top as the API wants it."""
     try:
-        (reference,), components = msgspec.json.schema_components([shape], ref_template="#/$defs/{name}")
+        (reference,), components = msgspec.json.schema_components(
+            [shape], ref_template="#/$defs/{name}"
+        )
     except (TypeError, ValueError) as error:
         line = str(error).splitlines()[0]
-        raise ToolError(f"tool {name}: a parameter's type cannot be told to a model: {line}") from None
+        raise ToolError(
+            f"tool {name}: a parameter's type cannot be told to a model: {line}"
+        ) from None
     top = components.pop(reference["$ref"].rpartition("/")[2])
     top.pop("title", None)
     return {**top, "$defs": components} if components else top
@@ -185,7 +196,7 @@ def bounded(text: str, limit: int) -> str:
     """Return a text of at most about `limit` characters, its middle left out if need be."""
     if len(text) <= limit:
         return text
-    head, tail = text[: limit * 2 // 3], text[-(limit // 3) :]
+    head, tail = text[: limit * 2 // 3], text[len(text) - limit // 3 :]
     return f"{head}\n… {len(text) - len(head) - len(tail):,} characters left out …\n{tail}"
 
 
@@ -196,16 +207,35 @@ def result_of(value: Any) -> Result:
     if isinstance(value, str):
         return Result(value)
     try:
-        return Result(msgspec.json.encode(value).decode())
-    except (TypeError, ValueError, RecursionError):
-        return Result(_repr(value))
+        return Result(msgspec.json.encode(value, enc_hook=_number).decode())
+    except Exception:  # noqa: BLE001 (what cannot be JSON has a repr)
+        return Result(repr_of(value))
 
 
-def _repr(value: Any) -> str:
+def repr_of(value: Any) -> str:
+    """Return a value's repr, whatever its class makes of that."""
     try:
         return repr(value)
     except Exception as error:  # noqa: BLE001 (a user's __repr__ may raise anything)
         return f"<{type(value).__name__} whose repr failed: {type(error).__name__}>"
+
+
+def told_of(error: BaseException) -> str:
+    """Return an exception's class and text, whatever its class makes of that."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 (a user's __str__ may raise anything)
+        said = ""
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _number(value: Any) -> float:
+    """Return numpy's numbers as Python's own."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise NotImplementedError
 
 
 def offered(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -140,9 +140,11 @@ class CellFront:
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
         return interrupts_call(stop)
 
-    def working(self) -> AbstractContextManager[object]:
-        self._refresh(now=True)
-        return interrupts_raise()
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        with interrupts_raise():
+            self._refresh(now=True)
+            yield
 
     def close(self) -> None:
         """Leave both displays static, with or without an answer."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import CapturedIO, RichOutput, capture_output
 
 from ipy_agent.agent.tools import Result, Tool, tool_of
+from ipy_agent.notebook.interrupt import Gate, interrupts_go_to
 from ipy_agent.notebook.preview import brief, preview
 
 __all__ = ["kernel_tools"]
@@ -59,12 +60,18 @@ with dtypes and ranges, and first rows."""
 
 def _run(shell: InteractiveShell, code: str) -> Result:
     before = {name: shell.user_ns[name] for name in _names(shell)}
-    with _tracebacks(shell) as raised, capture_output() as captured:
+    gate = Gate()
+    with (
+        interrupts_go_to(gate),
+        _called_before_code(shell, gate.open),
+        _tracebacks(shell) as raised,
+        capture_output() as captured,
+    ):
         ended = shell.run_cell(code, store_history=False)
     error = ended.error_before_exec or ended.error_in_exec
-    if isinstance(error, KeyboardInterrupt):
+    if gate.asked or isinstance(error, KeyboardInterrupt):
         # IPython swallows it; the run has to know.
-        raise error
+        raise KeyboardInterrupt
     shown = [output for output in captured.outputs if _is_rich(output)]
     for output in shown:
         output.display()
@@ -73,6 +80,27 @@ def _run(shell: InteractiveShell, code: str) -> Result:
     return Result(
         text or "(no output)", pictures=_pictures(captured), failed=error is not None
     )
+
+
+class _Caller:
+    """An AST transformer that changes nothing: IPython applies it right before code runs."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def visit(self, tree: Any) -> Any:
+        self._call()
+        return tree
+
+
+@contextlib.contextmanager
+def _called_before_code(shell: InteractiveShell, call: Callable[[], None]) -> Iterator[None]:
+    caller = _Caller(call)
+    shell.ast_transformers.append(caller)
+    try:
+        yield
+    finally:
+        shell.ast_transformers.remove(caller)
 
 
 @contextlib.contextmanager

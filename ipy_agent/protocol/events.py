@@ -89,7 +89,7 @@ class Response(msgspec.Struct, omit_defaults=True, kw_only=True):
     """The response object inside `created`, `in_progress` and the terminal events."""
 
     id: str
-    object: str = "response"
+    object: str | UnsetType = UNSET
     created_at: float | None = None
     status: str | None = None
     model: str | None = None

@@ -137,7 +137,13 @@ class Composer:
 
     def _response(self, status: str, *, output: Iterable[Item] = (), **more: Any) -> Response:
         return Response(
-            id=self.id, status=status, output=list(output), store=False, **self._about, **more
+            id=self.id,
+            object="response",
+            status=status,
+            output=list(output),
+            store=False,
+            **self._about,
+            **more,
         )
 
     def _numbered(self, events: list[Event]) -> list[Event]:

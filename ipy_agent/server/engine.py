@@ -7,7 +7,8 @@ as `memory`: the connection keeps it beside the conversation and gives it back, 
 
 Cancelling the task that reads the pieces stops the engine; it has to let go within 2 s.
 An engine refuses a job by raising `ResponseFailed` before its first piece, fails it by
-raising it later.
+raising it later. One that takes a job and needs long for its first word says an empty
+`TextPiece` at once: the client then hears that its turn has begun.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ Piece = TextPiece | CallPiece | Finish
 
 
 class HangUp(Exception):  # noqa: N818 (an order, not a failure)
-    """Break the connection on purpose: with a close code, or with a reset when it is `None`."""
+    """Break the connection on purpose: with a close code, or with a reset when it is `None`.
+
+    As the cause of a `ResponseFailed` it is carried out after the failure has been told.
+    """
 
     def __init__(self, code: int | None) -> None:
         super().__init__(code)

@@ -192,12 +192,15 @@ class _WebSocket(WebSocketsSansIOProtocol):
     """WebSocket that can also break a connection, as a crash or a bad network would."""
 
     async def send(self, message: Any) -> None:
-        if message["type"] != RESET:
-            await super().send(message)
+        if message["type"] == RESET:
+            raw = self.transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
             return
-        raw = self.transport.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.transport.abort()
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            # A refusal in words ends the handshake too; uvicorn would log it as left undone.
+            self.handshake_complete = True
 
 
 def _listener(port: int) -> socket.socket:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from ipy_agent import rendering
 from ipy_agent.protocol.items import text
-from ipy_agent.records import MessageRecord, Recorder, ToolRecord
+from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord
 from ipy_agent.tables.frames import ended, total
-from ipy_agent.tables.picture import COLUMNS, Line, Totals, summary, turns_html
+from ipy_agent.tables.lines import COLUMNS, Line, Totals
+from ipy_agent.tables.picture import summary, turns_html
 from ipy_agent.tables.prices import cost_usd
 
 __all__ = ["html", "markdown"]
@@ -39,7 +40,8 @@ def markdown(records: Recorder) -> bytes:
     lines, totals = _lines(records)
     rows = [[column.text(line) for column in COLUMNS] for line in [*lines, totals.line]]
     table = [[column.title for column in COLUMNS], ["--:" for _ in COLUMNS], *rows]
-    body = [f"# {TITLE}", _literal(_facts(records)), "## Turns", _literal(summary(totals, len(lines)))]
+    body = [f"# {TITLE}", _literal(_facts(records)), "## Turns"]
+    body.append(_literal(summary(totals, len(lines))))
     body.append("\n".join(f"| {' | '.join(map(_literal, row))} |" for row in table))
     for heading, parts in _conversation(records):
         body += [f"## {_literal(heading)}", *(part.markdown() for part in parts)]
@@ -74,10 +76,14 @@ def _conversation(records: Recorder) -> Iterator[tuple[str, Iterator[_Part]]]:
     runs = {run.cell: run for run in list(records.cells)}
     tools = {(tool.turn, tool.call_id): tool for tool in list(records.tools)}
     for cell, rows in itertools.groupby(list(records.messages), lambda row: row.cell):
-        heading = f"Cell run {cell}"
-        if cell in runs and runs[cell].elapsed_ms is not None:
-            heading += f" · {runs[cell].elapsed_ms / 1000:,.1f} s · {runs[cell].status}"
-        yield heading, _parts(rows, tools)
+        yield " · ".join(_heading(cell, runs.get(cell))), _parts(rows, tools)
+
+
+def _heading(cell: int, run: CellRecord | None) -> Iterator[str]:
+    yield f"Cell run {cell}"
+    if run is not None and run.elapsed_ms is not None:
+        yield f"{run.elapsed_ms / 1000:,.1f} s"
+        yield run.status
 
 
 def _parts(
@@ -111,9 +117,14 @@ def _facts(records: Recorder) -> str:
     names = dict.fromkeys(f"{row.model or 'a model'} at {row.endpoint}" for row in rows)
     facts = [", ".join(names)] if names else []
     facts += [f"{row.started_at:%Y-%m-%d %H:%M} UTC" for row in rows[:1]]
-    facts += [f"{len(ended(records.cells)):,} cell runs", f"{len(records.tools):,} tool calls"]
+    facts.append(_counted(len(ended(records.cells)), "cell run"))
+    facts.append(_counted(len(records.tools), "tool call"))
     cost = total(cost_usd(row) for row in rows)
     return " · ".join(facts if cost is None else [*facts, f"US$ {cost:,.4f}"])
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _literal(said: str) -> str:

@@ -92,7 +92,7 @@ def _json(records: Recorder) -> bytes:
     return msgspec.json.format(_encode(tables), indent=2) + b"\n"
 
 
-def _rows(frame: DataFrame) -> list[dict[str, Any]]:
+def _rows(frame: DataFrame) -> list[dict[Any, Any]]:
     """Return the rows as plain values, with `None` for NA."""
     plain = frame.astype(object)
     return plain.where(frame.notna(), None).to_dict("records")

@@ -226,12 +226,11 @@ def share(part: int | None, whole: int | None) -> float | None:
 def _frame(table: str, rows: list[dict[str, Any]]) -> DataFrame:
     import pandas as pd  # noqa: PLC0415 (not when the extension is loaded)
 
-    return pd.DataFrame(
-        {
-            name: pd.array([_MENDED[dtype](row.get(name)) for row in rows], dtype=dtype)
-            for name, dtype in COLUMNS[table].items()
-        }
-    )
+    columns: dict[str, Any] = {}
+    for name, dtype in COLUMNS[table].items():
+        kind: Any = dtype
+        columns[name] = pd.array([_MENDED[dtype](row.get(name)) for row in rows], dtype=kind)
+    return pd.DataFrame(columns)
 
 
 def _whole(value: int | None) -> int | None:
@@ -245,10 +244,7 @@ def _real(value: float | None) -> float | None:
 def _text(value: Any) -> str | None:
     if value is None:
         return None
-    said = str(value)
-    return said if said.isascii() else said.encode("utf-16", "surrogatepass").decode(
-        "utf-16", "replace"
-    )
+    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _same(value: Any) -> Any:

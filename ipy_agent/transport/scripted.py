@@ -3,13 +3,12 @@
 It keeps the same lineage as the live one and yields the same stream, so that what is built
 on it cannot tell the difference; nothing leaves the process.
 
-    transport = ScriptedTransport([{"tool_calls": [{"name": "price", "arguments": {"ticker": "X"}}]},
-                                   {"text": "It costs 3."}])
-    session = Session(transport=transport)
+    ask = {"tool_calls": [{"name": "price", "arguments": {"ticker": "X"}}]}
+    session = Session(transport=ScriptedTransport([ask, {"text": "It costs 3."}]))
 
-A script is what `ipy-agent serve --engine scripted` takes, less the breaks of a socket: a list
-with an entry a turn, `{"text": …}`, `{"tool_calls": […]}` or `{"error": {…}}`. Past its end
-the last user's text is echoed.
+A script is what `ipy-agent serve --engine scripted` takes, less its delays and its breaks of a
+socket: a list with an entry a turn, `{"text": …}`, `{"tool_calls": […]}` or `{"error": {…}}`.
+Past its end the last user's text is echoed.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from ipy_agent.errors import UsageError
 from ipy_agent.protocol.events import (
     Error,
     Event,
@@ -40,6 +40,64 @@ from ipy_agent.transport import Stream
 __all__ = ["ScriptedTransport"]
 
 
+class _Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function call; arguments that are a text are said as they are, well-formed or not."""
+
+    name: str
+    arguments: dict[str, Any] | str = {}
+
+
+class _Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An error that refuses a turn."""
+
+    status: int = 500
+    code: str = "server_error"
+    message: str = "the script says so"
+    param: str | None = None
+    retry_after: float | None = None
+
+    def event(self) -> Error:
+        wait = self.retry_after
+        headers = None if wait is None else {"Retry-After": f"{wait:g}"}
+        reason = Reason(code=self.code, message=self.message, param=self.param, headers=headers)
+        return Error(status=self.status, error=reason)
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn."""
+
+    text: str | None = None
+    tool_calls: list[_Call] = []
+    error: _Failure | None = None
+    chunk_chars: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is None and not self.tool_calls and self.error is None:
+            raise ValueError("it needs a `text`, `tool_calls` or an `error`")
+        if self.chunk_chars is not None and self.chunk_chars < 1:
+            raise ValueError("`chunk_chars` is 1 or more")
+
+    def items(self, number: int) -> Iterator[Item]:
+        if self.text:
+            yield {
+                "type": "message",
+                "id": f"msg_{number}",
+                "role": "assistant",
+                "status": "completed",
+                "content": [{"type": "output_text", "text": self.text, "annotations": []}],
+            }
+        for index, call in enumerate(self.tool_calls):
+            said = call.arguments
+            yield {
+                "type": "function_call",
+                "id": f"fc_{number}_{index}",
+                "call_id": f"call_{number}_{index}",
+                "name": call.name,
+                "arguments": said if isinstance(said, str) else msgspec.json.encode(said).decode(),
+                "status": "completed",
+            }
+
+
 class ScriptedTransport:
     """Answers turn by turn from a script.
 
@@ -48,22 +106,52 @@ class ScriptedTransport:
 
     Attributes:
         requests: the whole requests that were made, in order.
+
+    Raises:
+        UsageError: an entry is not what an entry may be; the message has its number.
     """
 
     def __init__(self, script: Sequence[dict[str, Any]] = ()) -> None:
         self.requests: list[Request] = []
-        self._script = list(script)
+        self._script = [_entry(number, said) for number, said in enumerate(script, 1)]
         self._lineage = Lineage()
         self._held = 0
+        self._connections = 0
+        self._connected = False
 
     async def stream(self, request: Request) -> Stream:
         """Answer with the script's next entry."""
         self.requests.append(request)
+        reused, self._connected = self._connected, True
+        self._connections += not reused
         short = self._lineage.shorten(request)
-        yield RequestSent(
+        over = False
+        try:
+            yield self._told(request, short, reused=reused)
+            received = 0
+            for event in self._answer(request, short):
+                received += len(msgspec.json.encode(event))
+                over = event.KIND in ("terminal", "error")
+                yield event
+            yield ResponseEnded(received_bytes=received)
+        finally:
+            if not over:
+                await self.aclose()
+
+    def describe(self) -> str:
+        """Return how far the script is."""
+        return f"scripted ({len(self.requests)} turns)"
+
+    async def aclose(self) -> None:
+        """Forget what was said; the next turn begins a new connection."""
+        self._connected = False
+        self._lineage.forget()
+
+    def _told(self, request: Request, short: Request, *, reused: bool) -> RequestSent:
+        return RequestSent(
             transport="scripted",
-            connection=1,
-            reused=len(self.requests) > 1,
+            connection=self._connections,
+            reused=reused,
             connect_ms=None,
             previous_response_id=short.previous_response_id,
             sent_items=len(short.input),
@@ -71,71 +159,55 @@ class ScriptedTransport:
             sent_bytes=short.size(),
             full_bytes=request.size(),
         )
-        received = 0
-        for event in self._answer(request, short):
-            received += len(msgspec.json.encode(event))
-            yield event
-        yield ResponseEnded(received_bytes=received)
-
-    def describe(self) -> str:
-        """Return how far the script is."""
-        return f"scripted ({len(self.requests)} turns)"
-
-    async def aclose(self) -> None:
-        """Forget what was said."""
-        self._lineage.forget()
 
     def _answer(self, request: Request, short: Request) -> Iterator[Event]:
-        entry: dict[str, Any] = {"text": ""}
+        entry = _Entry(text="")
         if request.generate:
-            entry = self._script.pop(0) if self._script else {"text": _last_words(request.input)}
-        if "error" in entry:
+            entry = self._script.pop(0) if self._script else _Entry(_last_words(request.input))
+        if entry.error is not None:
             self._lineage.forget()
-            error = dict(entry["error"])
-            yield Error(status=error.pop("status", 500), error=msgspec.convert(error, Reason))
+            yield entry.error.event()
             return
         number = len(self.requests)
         response = Response(id=f"resp_{number}", model=request.fields.values.get("model"))
         yield ResponseCreated(response=response)
-        output = list(_items(entry, number)) if request.generate else []
+        output = list(entry.items(number)) if request.generate else []
         for index, item in enumerate(output):
             yield ItemAdded(output_index=index, item=item)
             if item["type"] == "message":
-                yield TextDelta(delta=text(item), item_id=item["id"], output_index=index)
+                for piece in _pieces(text(item), entry.chunk_chars):
+                    yield TextDelta(delta=piece, item_id=item["id"], output_index=index)
             yield ItemDone(output_index=index, item=item)
+        self._lineage.remember(request, response.id, output)
+        yield ResponseCompleted(
+            response=Response(
+                id=response.id,
+                model=response.model,
+                status="completed",
+                output=output,
+                usage=self._usage(short, output),
+            )
+        )
+
+    def _usage(self, short: Request, output: list[Item]) -> Usage:
+        """Count words, as the embedded server's scripted engine does."""
+        cached = 0 if short.previous_response_id is None else self._held
         words = sum(len(text(item).split()) for item in short.input)
         said = sum(len(text(item).split()) for item in output)
-        cached = 0 if short is request else self._held
         self._held = cached + words + said
-        self._lineage.remember(request, response.id, output)
-        usage = Usage.of(input_tokens=cached + words, cached_tokens=cached, output_tokens=said)
-        done = Response(
-            id=response.id, model=response.model, status="completed", output=output, usage=usage
-        )
-        yield ResponseCompleted(response=done)
+        return Usage.of(input_tokens=cached + words, cached_tokens=cached, output_tokens=said)
 
 
-def _items(entry: dict[str, Any], number: int) -> Iterator[Item]:
-    if "text" in entry:
-        yield {
-            "type": "message",
-            "id": f"msg_{number}",
-            "role": "assistant",
-            "status": "completed",
-            "content": [{"type": "output_text", "text": entry["text"], "annotations": []}],
-        }
-    for index, call in enumerate(entry.get("tool_calls", ())):
-        arguments = call.get("arguments", {})
-        yield {
-            "type": "function_call",
-            "id": f"fc_{number}_{index}",
-            "call_id": f"call_{number}_{index}",
-            "name": call["name"],
-            "arguments": arguments
-            if isinstance(arguments, str)
-            else msgspec.json.encode(arguments).decode(),
-            "status": "completed",
-        }
+def _entry(number: int, said: Any) -> _Entry:
+    try:
+        return msgspec.convert(said, _Entry)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"entry {number} of the script does not fit: {error}") from None
+
+
+def _pieces(said: str, size: int | None) -> Iterator[str]:
+    size = size or len(said) or 1
+    return (said[at : at + size] for at in range(0, len(said), size))
 
 
 def _last_words(chain: Chain) -> str:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from dataclasses import dataclass, field
 
 import pytest
 from websockets.asyncio.client import connect
 
 from ipy_agent.server.connection import Connection
-from ipy_agent.server.process import Server
+from ipy_agent.server.process import Server, _listener
 
 TOKEN = "a-token-of-the-tests"
 LAST = {"response.completed", "response.incomplete", "response.failed", "error"}
@@ -37,7 +36,7 @@ class Served:
 @contextlib.asynccontextmanager
 async def listening(engine, **options):
     """Run a server in this loop until the block ends."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = _listener(0)
     ready = asyncio.Event()
     server = Server(engine, listener, token=TOKEN, ready=ready.set, **options)
     running = asyncio.create_task(server.run_to_end())

@@ -108,6 +108,18 @@ def test_two_turns_over_a_real_socket(listening):
     assert answer.usage.detail("cached_tokens") == 5
 
 
+def test_small_frames_do_not_wait_for_one_another(listening):
+    """Nagle's delay is off: a delta is on its way as soon as it is said."""
+
+    async def main():
+        async with listening(ScriptedEngine()) as served, served.connect():
+            (accepted,) = served.server.server_state.connections
+            raw = accepted.transport.get_extra_info("socket")
+            return raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    assert asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("headers", "path", "status"),
     [
@@ -116,7 +128,9 @@ def test_two_turns_over_a_real_socket(listening):
         ({}, "/v1/elsewhere", 404),
     ],
 )
-def test_a_websocket_is_refused_in_words_before_the_upgrade(listening, headers, path, status):
+def test_a_websocket_is_refused_in_words_before_the_upgrade(
+    listening, caplog, headers, path, status
+):
     """A client that may not connect gets a plain answer with a JSON body."""
 
     async def main():
@@ -130,6 +144,7 @@ def test_a_websocket_is_refused_in_words_before_the_upgrade(listening, headers, 
     assert response.status_code == status
     assert response.headers["Content-Type"] == "application/json"
     assert json.loads(response.body)["error"]["message"]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("line", ["Host: 127.0.0.1:1", "Host: 127.0.0.1"])

@@ -126,6 +126,7 @@ def test_the_terminal_event_tells_usage_timings_and_what_it_is_about():
     assert response["usage"]["input_tokens_details"]["cached_tokens"] == 1
     assert response["usage"]["total_tokens"] == 5
     assert response["timings"] == {"prompt_ms": 7}
+    assert response["object"] == "response"
     assert (response["model"], response["previous_response_id"]) == ("m", "resp_0")
     assert (response["id"], response["status"], response["output"]) == ("resp_x", "completed", [])
 

@@ -194,8 +194,10 @@ def test_a_connection_has_a_bounded_number_of_named_lanes(connected):
 
     async def main():
         async with connected(ScriptedEngine()) as client:
+            await client.answer("the default lane does not count")
             for number in range(MAX_NAMED_LANES):
-                await client.answer("hi", stream_id=str(number))
+                answer = await client.answer("hi", stream_id=str(number))
+                assert answer["type"] == "response.completed"
             refused = await client.answer("hi", stream_id="more")
             return refused, await client.answer("hi", stream_id="0"), await client.answer("hi")
 

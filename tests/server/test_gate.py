@@ -227,6 +227,30 @@ def test_a_body_over_the_limit_is_refused(announced):
     assert post(*parts, content_type="application/json", **announced)[0] == 413
 
 
+def test_a_body_without_end_is_not_read_to_its_end():
+    """Once it is too large, nobody waits for the rest."""
+
+    async def main():
+        parts = 0
+        sent = []
+
+        async def receive():
+            nonlocal parts
+            parts += 1
+            return {"type": "http.request", "body": b"x" * 2**20, "more_body": parts < 100}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = {**GOOD, "content-type": "application/json", "transfer-encoding": "chunked"}
+        await Gate(Echo(), token=TOKEN, hosts=[HOST])(
+            scope("http", "/", headers, "POST"), receive, send
+        )
+        return parts, sent[0]["status"]
+
+    assert asyncio.run(main()) == (MAX_BODY // 2**20 + 1, 413)
+
+
 def test_a_body_that_never_comes_whole_reaches_nobody():
     """A client that leaves in the middle has asked nothing."""
     asked = scope("http", "/", {**GOOD, "content-type": "application/json"}, "POST")

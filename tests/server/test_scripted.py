@@ -52,6 +52,22 @@ def test_a_text_comes_in_chunks():
     assert pieces[:-1] == [TextPiece(""), TextPiece("ab"), TextPiece("cd"), TextPiece("e")]
 
 
+def test_each_piece_waits_for_the_delay(monkeypatch):
+    """A slow script is slow at every piece, and at an error."""
+    slept = []
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    script = [{"text": "ab", "chunk_chars": 1, "error": {}, "delay_ms": 250}]
+
+    with pytest.raises(ResponseFailed):
+        played(ScriptedEngine(script), job(user("x")))
+
+    assert slept == [0.25, 0.25, 0.25]
+
+
 def test_calls_come_with_their_arguments_as_json():
     """An object is encoded, and a text is said as it stands, well-formed or not."""
     calls = [

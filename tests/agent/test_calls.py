@@ -1,0 +1,316 @@
+"""A call ends in one output, whatever the model, the user or the tool does."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from datetime import UTC
+
+import pytest
+
+from ipy_agent.agent.calls import INTERRUPTED, Worker
+from ipy_agent.agent.tools import Result, tool_of
+from ipy_agent.settings import Endpoint
+
+HERE = Endpoint(name="here", url="http://127.0.0.1:1/v1")
+
+
+def add(x: int, y: int = 1) -> int:
+    """Add."""
+    return x + y
+
+
+def look() -> str:
+    """Look."""
+    return "seen"
+
+
+def plot() -> Result:
+    """Plot."""
+    return Result("a plot", pictures=["data:image/png;base64,AA=="])
+
+
+def long() -> str:
+    """Say much."""
+    return "x" * 10_000
+
+
+def wrong() -> Result:
+    """Run, and go wrong."""
+    return Result("Traceback: no", failed=True)
+
+
+TOOLS = {
+    "add": tool_of(add),
+    "look": tool_of(look, read_only=True),
+    "plot": tool_of(plot, read_only=True),
+    "long": tool_of(long, read_only=True),
+    "wrong": tool_of(wrong, read_only=True),
+}
+
+
+class Asked:
+    """A user who is asked: answers as told and keeps the questions."""
+
+    def __init__(self, answer=False):
+        self.questions = []
+        self._answer = answer
+
+    def __call__(self, question):
+        self.questions.append(question)
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer
+
+
+def worker(mode="auto", answer=False, endpoint=HERE, **tools):
+    asked = Asked(answer)
+    made = {name: tool_of(function, name=name) for name, function in tools.items()}
+    return Worker({**TOOLS, **made}, mode, asked, endpoint), asked
+
+
+def call(name, arguments="{}", call_id="call_1"):
+    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def test_a_call_that_runs_has_its_value_and_its_row():
+    """Output and record say the same; nobody was asked."""
+    one, asked = worker()
+
+    outcome = one.carry_out(call("add", '{"x": 2}', "call_7"))
+    row = outcome.ended
+    assert outcome.output == "3"
+    assert (row.call_id, row.name, row.arguments, row.output) == ("call_7", "add", '{"x": 2}', "3")
+    assert (row.approval, row.approval_ms, row.status) == ("auto", None, "completed")
+    assert row.duration_ms >= 0
+    assert row.started_at.tzinfo is UTC
+    assert asked.questions == []
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_no_arguments_are_empty_ones(nothing):
+    """A model may leave them out."""
+    one, _ = worker()
+
+    assert one.carry_out(call("look", nothing)).output == "seen"
+
+
+def test_an_unknown_tool_is_told_which_there_are():
+    """The call fails, and nothing ran."""
+    one, _ = worker()
+    none = Worker({}, "auto", Asked(), HERE)
+
+    outcome = one.carry_out(call("fly"))
+    assert outcome.output == ("there is no tool 'fly'; the tools are: add, look, plot, long, wrong")
+    assert (outcome.ended.status, outcome.ended.approval) == ("failed", "none")
+    assert outcome.ended.duration_ms is None
+    assert "none" in none.carry_out(call("fly")).output
+
+
+def test_bad_arguments_are_told_before_anybody_is_asked():
+    """The call fails with what is wrong with them."""
+    one, asked = worker("ask", answer=True)
+
+    outcome = one.carry_out(call("add", '{"x": "2"}'))
+    assert outcome.output.startswith("add: bad arguments: Expected `int`")
+    assert (outcome.ended.status, outcome.ended.approval) == ("failed", "none")
+    assert asked.questions == []
+
+
+@pytest.mark.parametrize("mode", ["read", "ask", "auto"])
+def test_a_tool_without_side_effects_runs_unasked(mode):
+    """In every mode."""
+    one, asked = worker(mode)
+
+    outcome = one.carry_out(call("look"))
+    assert (outcome.output, outcome.ended.approval) == ("seen", "auto")
+    assert asked.questions == []
+
+
+def test_the_mode_read_refuses_side_effects():
+    """The model is told why; nobody is asked, nothing waited for."""
+    one, asked = worker("read", answer=True)
+
+    outcome = one.carry_out(call("add", '{"x": 2}'))
+    assert outcome.output == "not run: add has side effects and the mode is read"
+    assert (outcome.ended.status, outcome.ended.approval) == ("refused", "no")
+    assert (outcome.ended.duration_ms, outcome.ended.approval_ms) == (None, None)
+    assert asked.questions == []
+
+
+def test_a_yes_runs_the_call_and_its_wait_is_measured():
+    """The time of the question is not the tool's."""
+    one, asked = worker("ask", answer=True)
+
+    outcome = one.carry_out(call("add", '{"x": 2}'))
+    row = outcome.ended
+    assert outcome.output == "3"
+    assert asked.questions == ["add(x=2, y=1)\n\nRun add? [y/N] "]
+    assert (row.approval, row.status) == ("yes", "completed")
+    assert row.approval_ms >= 0
+    assert row.duration_ms >= 0
+
+
+def test_a_no_is_told_and_its_wait_is_measured():
+    """The tool did not run: it has no duration."""
+    ran = []
+
+    def act():
+        """Act."""
+        ran.append(1)
+
+    one, _ = worker("ask", answer=False, act=act)
+
+    outcome = one.carry_out(call("act"))
+    assert outcome.output == "not run: the user said no"
+    assert (outcome.ended.approval, outcome.ended.status) == ("no", "refused")
+    assert outcome.ended.approval_ms >= 0
+    assert outcome.ended.duration_ms is None
+    assert ran == []
+
+
+def test_an_interrupt_at_the_question_is_a_no_and_ends_the_run():
+    """Nothing ran, and the record says so."""
+    ran = []
+
+    def act():
+        """Act."""
+        ran.append(1)
+
+    one, _ = worker("ask", answer=KeyboardInterrupt(), act=act)
+
+    outcome = one.carry_out(call("act"))
+    assert (outcome.ended.approval, outcome.ended.status) == ("no", "interrupted")
+    assert outcome.output == "not run: interrupted by the user"
+    assert outcome.ended.duration_ms is None
+    assert outcome.ended.approval_ms >= 0
+    assert ran == []
+
+
+def test_an_interrupt_in_a_tool_leaves_its_effects_unknown():
+    """The model is told that, and the row has how long it ran."""
+
+    def act():
+        """Act."""
+        raise KeyboardInterrupt
+
+    one, _ = worker(act=act)
+
+    outcome = one.carry_out(call("act"))
+    assert outcome.output == INTERRUPTED
+    assert "side effects unknown" in INTERRUPTED
+    assert (outcome.ended.approval, outcome.ended.status) == ("auto", "interrupted")
+    assert outcome.ended.duration_ms >= 0
+
+
+class UnsayableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("no such row"), "ValueError: no such row"),
+        (SystemExit(3), "SystemExit: 3"),
+        (GeneratorExit(), "GeneratorExit"),
+        (asyncio.CancelledError(), "CancelledError"),
+        (MemoryError(), "MemoryError"),
+        (RecursionError("deep"), "RecursionError: deep"),
+        (UnsayableError(), "UnsayableError"),
+        (ValueError("\ud800"), "ValueError: ?"),
+    ],
+)
+def test_whatever_a_tool_raises_is_told_to_the_model(error, said):
+    """The run goes on."""
+
+    def act():
+        """Act."""
+        raise error
+
+    one, _ = worker(act=act)
+
+    outcome = one.carry_out(call("act"))
+    assert outcome.output == said
+    assert (outcome.ended.approval, outcome.ended.status) == ("auto", "failed")
+
+
+def test_a_tool_that_says_it_failed_has_failed():
+    """A result that is marked so is a failed row, with its text."""
+    one, _ = worker()
+
+    outcome = one.carry_out(call("wrong"))
+    assert outcome.output == "Traceback: no"
+    assert outcome.ended.status == "failed"
+
+
+@dataclasses.dataclass
+class Spiteful:
+    x: int
+
+    def __repr__(self):
+        raise RuntimeError("no")
+
+
+def test_a_value_whose_repr_fails_is_an_output_all_the_same():
+    """Neither a question nor an output depends on a good repr."""
+
+    def act(it: Spiteful):
+        """Act."""
+        return {1j: it}
+
+    one, asked = worker("ask", answer=True, act=act)
+
+    outcome = one.carry_out(call("act", '{"it": {"x": 1}}'))
+    assert "whose repr failed" in asked.questions[0]
+    assert outcome.output == "<dict whose repr failed: RuntimeError>"
+    assert outcome.ended.status == "completed"
+
+
+def test_an_output_is_as_long_as_its_model_can_take():
+    """The model sees head and tail; the record has it whole."""
+    one, _ = worker(endpoint=dataclasses.replace(HERE, output_limit=300))
+
+    outcome = one.carry_out(call("long"))
+    assert 300 <= len(outcome.output) < 400
+    assert "9,700 characters left out" in outcome.output
+    assert outcome.ended.output == "x" * 10_000
+
+
+def test_pictures_go_only_where_they_can_be_seen():
+    """The record has the text."""
+    blind, _ = worker()
+    seeing, _ = worker(endpoint=dataclasses.replace(HERE, images=True))
+
+    assert blind.carry_out(call("plot")).output == "a plot"
+    outcome = seeing.carry_out(call("plot"))
+    assert [part["type"] for part in outcome.output] == ["input_text", "input_image"]
+    assert outcome.ended.output == "a plot"
+
+
+def test_a_call_made_twice_in_a_row_gets_a_hint_where_the_endpoint_asks_for_it():
+    """The second does not run; after another call it may run again."""
+    ran = []
+
+    def act(x: int = 0):
+        """Act."""
+        ran.append(x)
+        return "done"
+
+    one, asked = worker("ask", True, dataclasses.replace(HERE, hint_repeats=True), act=act)
+
+    outcomes = [
+        one.carry_out(call("act", arguments)) for arguments in ("{}", "{}", "{}", '{"x": 1}', "{}")
+    ]
+    said = [outcome.output[:8] for outcome in outcomes]
+    assert said == ["done", "this is ", "this is ", "done", "done"]
+    assert ran == [0, 1, 0]
+    assert len(asked.questions) == 3
+    assert [outcome.ended.status for outcome in outcomes[:2]] == ["completed", "failed"]
+
+
+def test_elsewhere_a_call_may_be_made_twice():
+    """Without the hint it simply runs again."""
+    one, _ = worker()
+
+    assert [one.carry_out(call("look")).output for _ in range(2)] == ["seen", "seen"]

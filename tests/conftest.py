@@ -1,0 +1,183 @@
+"""What a test's client talks to: a peer that does as it is told, and the embedded server.
+
+Both listen on loopback, on a thread of their own, for as long as the test runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
+
+from ipy_agent.background import Background
+from ipy_agent.settings import Endpoint
+
+KEY_VARIABLE = "IPY_AGENT_TESTS_KEY"
+SECONDS = 20
+
+
+@dataclass
+class Seen:
+    """What a peer saw of one connection."""
+
+    headers: dict
+    raw: list = field(default_factory=list)
+    code: int | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def frames(self):
+        return [json.loads(frame) for frame in self.raw]
+
+    def close_code(self):
+        """Wait until the connection is gone, and return the code that its client gave."""
+        assert self.ended.wait(SECONDS)
+        return self.code
+
+
+class Peer:
+    """A WebSocket server that plays a script and understands nothing.
+
+    The script is a list with an entry a connection: an HTTP status (with headers, if need be)
+    that refuses it, or a list with an entry a frame of the client: the steps that answer it.
+    A step is a dict (a frame), a str or bytes (sent as they are, bytes as a binary frame),
+    `("text", bytes)` (a text frame of these bytes), `("close", CODE)` or `("reset",)`.
+    Past the end of a script there is silence.
+    """
+
+    def __init__(self, script):
+        self.seen = []
+        self._script = list(script)
+        self._entries = iter(self._script)
+        self._next = None
+        self._thread = Background()
+        self._server = self._thread.call(self._serve(), SECONDS)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    def endpoint(self, **more):
+        return Endpoint.named(self.url, **more)
+
+    def stop(self):
+        self._thread.call(self._stop(), SECONDS)
+        self._thread.stop()
+
+    async def _serve(self):
+        return await serve(
+            self._play, "127.0.0.1", 0, process_request=self._admit, max_size=None, compression=None
+        )
+
+    async def _stop(self):
+        self._server.close()
+        await self._server.wait_closed()
+
+    def _admit(self, connection, request):
+        entry = next(self._entries, [])
+        seen = Seen(dict(request.headers.raw_items()))
+        self.seen.append(seen)
+        if isinstance(entry, list):
+            connection.part = iter(entry), seen
+            return None
+        status, headers = entry if isinstance(entry, tuple) else (entry, {})
+        response = connection.respond(status, "no\n")
+        response.headers.update(headers)
+        return response
+
+    async def _play(self, connection):
+        turns, seen = connection.part
+        try:
+            while True:
+                seen.raw.append(await connection.recv())
+                for step in next(turns, ()):
+                    await self._take(connection, step)
+        except ConnectionClosed:
+            pass
+        finally:
+            await connection.wait_closed()
+            seen.code = connection.protocol.close_rcvd and connection.protocol.close_rcvd.code
+            seen.ended.set()
+
+    async def _take(self, connection, step):
+        if isinstance(step, dict):
+            await connection.send(json.dumps(step))
+        elif isinstance(step, str | bytes):
+            await connection.send(step)
+        elif step[0] == "text":
+            await connection.send(step[1], text=True)
+        elif step[0] == "close":
+            await connection.close(step[1])
+        else:
+            connection.transport.abort()
+
+
+@pytest.fixture
+def peer():
+    """Return a function that starts a peer: an argument a connection."""
+    started = []
+
+    def start(*script):
+        started.append(Peer(script))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Return a function that serves a script by the embedded server and returns its endpoint."""
+    from ipy_agent.server.process import Server
+    from ipy_agent.server.scripted import ScriptedEngine
+
+    monkeypatch.setenv(KEY_VARIABLE, "a-token-of-the-tests")
+    running = []
+
+    def start(script=(), **options):
+        listener = socket.create_server(("127.0.0.1", 0))
+        ready = threading.Event()
+        server = Server(
+            ScriptedEngine(script),
+            listener,
+            token="a-token-of-the-tests",
+            ready=ready.set,
+            **options,
+        )
+        thread = Background()
+        running.append((server, thread, thread.start(server.run_to_end())))
+        assert ready.wait(SECONDS)
+        port = listener.getsockname()[1]
+        return Endpoint.named(f"http://127.0.0.1:{port}/v1", key_env=KEY_VARIABLE)
+
+    yield start
+    for server, thread, work in running:
+        server.should_exit = True
+        work.result.result(SECONDS)
+        thread.stop()
+
+
+@pytest.fixture
+def unused_port():
+    """Return a port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def run():
+    """Return a function that sees a coroutine through, and never waits for ever."""
+
+    def run(coroutine):
+        async def limited():
+            async with asyncio.timeout(SECONDS):
+                return await coroutine
+
+        return asyncio.run(limited())
+
+    return run

@@ -1,0 +1,80 @@
+"""Both ends of the protocol, in memory."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from ipy_agent.protocol.events import Request, Response, ResponseCompleted, decode, encode
+from ipy_agent.protocol.lineage import Lineage, NotHeld, ResponseCache
+
+HOLDS_ENOUGH = 8
+
+
+class Ends:
+    """A client and a server with nothing between them but the bytes of their frames."""
+
+    def __init__(self, keep=HOLDS_ENOUGH):
+        self.keep = keep
+        self.numbers = itertools.count(1)
+        self.reconnect()
+
+    def reconnect(self):
+        """Both ends begin anew, as on another socket."""
+        self.lineages = {}
+        self.restart_server()
+
+    def restart_server(self):
+        """The server forgets everything, and its client does not know."""
+        self.cache = ResponseCache(self.keep)
+
+    def lineage(self, lane=None):
+        return self.lineages.setdefault(lane, Lineage())
+
+    def deliver(self, full):
+        """Return what the client sent of `full`, what arrived, and the whole put back there."""
+        lineage = self.lineage(full.stream_id)
+        sent = lineage.shorten(full)
+        try:
+            arrived, (whole, held) = self.expanded(sent)
+        except NotHeld:
+            assert sent.previous_response_id is not None
+            lineage.forget()
+            sent = lineage.shorten(full)
+            assert sent is full
+            arrived, (whole, held) = self.expanded(sent)
+        assert held.chain is whole.input.back(len(arrived.input))
+        return sent, arrived, whole
+
+    def expanded(self, sent):
+        frame = sent.frame()
+        assert sent.size() == len(frame)
+        arrived = Request.parse(frame)
+        return arrived, self.cache.expand(arrived)
+
+    def answer(self, full, whole, output):
+        """Answer, and return the output as the client reads it off the wire."""
+        name = f"resp_{next(self.numbers)}"
+        self.cache.remember(whole, name, output)
+        response = Response(id=name, output=output)
+        read = decode(encode(ResponseCompleted(response=response))).response.output
+        self.lineage(full.stream_id).remember(full, name, read)
+        return read
+
+    def turn(self, full, output=()):
+        """Make a whole turn; return what arrived and what was read."""
+        _, arrived, whole = self.deliver(full)
+        assert whole == full
+        return arrived, self.answer(full, whole, list(output))
+
+
+@pytest.fixture(name="new_ends")
+def _new_ends():
+    return Ends
+
+
+@pytest.fixture
+def ends():
+    """Return two ends that hold enough."""
+    return Ends()

@@ -1,0 +1,246 @@
+"""The turns at a glance: the same numbers in every form, whatever they are."""
+
+from __future__ import annotations
+
+import html.parser
+import math
+import re
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from ipy_agent.tables.lines import COLUMNS, Line, Totals, count, rate, size
+from ipy_agent.tables.picture import summary, turns_html, turns_text
+
+
+SECTIONS = {"table", "colgroup", "thead", "tbody", "tfoot"}
+DASH = "\N{EN DASH}"
+
+
+class Table(html.parser.HTMLParser):
+    """The rows of a table, cell by cell, with the elements and attributes that it is made of."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows, self.scopes, self.tags, self.styles, self.caption = [], [], set(), [], ""
+        self._in = None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.add(tag)
+        self.styles.append(attrs.get("style") or "")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+            self.scopes.append(attrs.get("scope"))
+        if tag in {"td", "th", "caption"}:
+            self._in = tag
+
+    def handle_endtag(self, tag):
+        self._in = None if tag == "caption" else self._in
+
+    def handle_data(self, data):
+        if self._in == "caption":
+            self.caption += data
+        else:
+            self.rows[-1][-1] += data.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def totals_of(rows):
+    totals = Totals()
+    for row in rows:
+        totals.add(row)
+    return totals
+
+
+def pictures(rows):
+    """The same turns as a parsed table, and as the cells of lines of text."""
+    lines, totals = [Line.of(row) for row in rows], totals_of(rows)
+    head, _, *text = turns_text(lines, totals).splitlines()
+    return Table(turns_html(lines, totals)), head, [re.split(r" {2,}", t.strip()) for t in text]
+
+
+def test_html_and_text_say_the_same(turn):
+    """Every cell of the HTML, but for the bar, stands in the plain text, and so do the totals."""
+    rows = [turn(1, connect_ms=40.0, cached_tokens=0), turn(2, tool_ms=1_300.0), turn(3)]
+    table, head, text = pictures(rows)
+
+    drawn = [[turn, *cells] for turn, _bar, *cells in table.rows[2:]]
+    assert drawn[-1].pop() == ""
+    assert drawn == text[1:]
+    assert table.caption == head
+
+
+def test_it_is_a_real_table(turn):
+    """There are two rows of headings with scopes, and a cell a column in every other row."""
+    table, _, text = pictures([turn(1), turn(2)])
+
+    assert table.rows[0] == ["turn", "ms", "items", "bytes", "tokens", "status"]
+    assert set(table.scopes[:18]) == {"col", "colgroup"}
+    assert {len(row) for row in table.rows[2:]} == {len(COLUMNS) + 1}
+    assert len(table.rows) == 2 + 2 + 1
+    assert text[0] == [column.title for column in COLUMNS]
+    assert table.tags <= SECTIONS | {"caption", "tr", "th", "td", "b"}
+
+
+def test_a_line_says_what_happened(turn):
+    """Model time is without the connection's, waiting is connection and approval."""
+    row = turn(7, connect_ms=50.0, approval_ms=2_000.0, tool_ms=30.4, latency_ms=12_345.6)
+    line = [column.text(Line.of(row)).replace("\xa0", " ") for column in COLUMNS]
+
+    assert line[:5] == ["7", "12,296", "30", "2,050", "120"]
+    assert line[5:9] == ["1", "12", "1.5 kB", "6.0 kB"]
+    assert line[9:] == ["1,000", "40.0%", "10", "completed"]
+
+
+def test_what_did_not_happen_is_a_dash(turn):
+    """NA is a dash and has no width in a bar."""
+    nothing = turn(1, **dict.fromkeys(TOLD), status="failed")
+    line = Line.of(nothing)
+
+    assert {column.text(line) for column in COLUMNS[1:-1]} == {DASH}
+    assert line.times == (0.0, 0.0, 0.0)
+    assert "(90deg,#8883,#8883 0)" in turns_html([line], totals_of([nothing]))
+
+
+TOLD = (
+    *("latency_ms", "ttft_ms", "tool_ms", "approval_ms", "connect_ms", "sent_items", "held_items"),
+    *("sent_bytes", "full_bytes", "input_tokens", "cached_tokens", "output_tokens"),
+)
+
+
+def test_a_running_turn_shows_its_time(turn):
+    """Until the model has answered its time goes on; after that the status still tells it."""
+    line = Line.of(turn(1, status="running", latency_ms=None), 3_210.0)
+    assert (line.model_ms, line.status) == (3_210.0, "running 3.2 s")
+
+    line = Line.of(turn(1, status="running", latency_ms=1_000.0), 3_210.0)
+    assert (line.model_ms, line.status) == (1_000.0, "running 3.2 s")
+
+    assert Line.of(turn(1), 3_210.0).status == "completed"
+
+
+def test_totals_are_sums_of_what_is_known(turn):
+    """Turns that told nothing are counted, and leave sums and the cached share alone."""
+    rows = [
+        turn(1, connect_ms=100.0, tool_ms=5.0),
+        turn(2, input_tokens=3_000, cached_tokens=2_600, latency_ms=2_000.0),
+        turn(3, input_tokens=500, cached_tokens=None),
+        turn(4, **dict.fromkeys(TOLD), status="interrupted"),
+    ]
+    totals = totals_of(rows)
+
+    assert totals.turns == 4
+    assert totals.line == Line(
+        turn="all",
+        model_ms=1_000.25 - 100 + 2_000.0 + 1_000.25,
+        tool_ms=5.0,
+        waiting_ms=100.0,
+        sent_items=3,
+        held_items=0 + 2 + 4,
+        sent_bytes=4_500,
+        full_bytes=18_000,
+        input_tokens=4_500,
+        hit_rate=3_000 / 4_000,
+        output_tokens=30,
+        status="3 of 4",
+    )
+
+
+def test_the_summary_says_what_is_left_out(turn):
+    """The line above the table counts the turns, the cached tokens and the bytes saved."""
+    totals = totals_of([turn(1), turn(2)])
+
+    assert summary(totals, 2) == (
+        "2 turns · 40.0% of the input tokens came from the cache · "
+        "75.0% of the bytes did not have to be sent"
+    )
+    assert summary(totals, 1).startswith("2 turns, the last 1 shown · ")
+    assert summary(totals_of([turn(1)]), 1).startswith("1 turn · ")
+    assert summary(Totals(), 0) == "0 turns"
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "said"),
+    [
+        (count, None, DASH),
+        (count, 0, "0"),
+        (count, 12_345.6, "12,346"),
+        (count, 999_999.4, "999,999"),
+        (count, 999_999.6, "1.00 M"),
+        (count, 123_456_789, "123.46 M"),
+        (count, 2**62, "4.6e+18"),
+        (size, None, DASH),
+        (size, 0, "0 B"),
+        (size, 999, "999 B"),
+        (size, 1_000, "1.0 kB"),
+        (size, 999_940, "999.9 kB"),
+        (size, 1_500_000, "1.5 MB"),
+        (size, 2_000_000_000, "2.0 GB"),
+        (size, 2**62, "4.6e+18 B"),
+        (rate, None, DASH),
+        (rate, 0.0, "0.0%"),
+        (rate, 0.9634, "96.3%"),
+        (rate, 1.0, "100.0%"),
+        (rate, 7.0, "?"),
+    ],
+)
+def test_numbers_are_short(form, value, said):
+    """A number is written in at most nine characters."""
+    assert form(value).replace("\N{NO-BREAK SPACE}", " ") == said
+    assert len(said) <= 9
+
+
+TIMES = st.fixed_dictionaries({name: st.none() | st.floats() for name in TOLD[:5]})
+COUNTS = st.fixed_dictionaries({name: st.none() | st.integers() for name in TOLD[5:]})
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(TIMES, COUNTS, st.text(st.characters(), max_size=30))
+@example({}, {"input_tokens": 10**400, "cached_tokens": 10**400}, "running")
+def test_nothing_breaks_the_picture(turn, times, counts, status):
+    """Whatever an endpoint told, the table has its form, and what was said is text."""
+    table, _, _ = pictures([turn(1, **times, **counts, status=status), turn(2)])
+
+    assert [len(row) for row in table.rows[2:]] == [len(COLUMNS) + 1] * 3
+    assert "script" not in table.tags
+    for style in table.styles:
+        assert all(0 < int(at) <= 100 for at in re.findall(r"(\d+)%,", style))
+
+
+def test_words_of_others_are_harmless(turn):
+    """A status that is no word of ours is cut and loses what HTML would read."""
+    row = turn(1, status="<script>alert('x')</script>", model="<img src=x onerror=alert(1)>")
+    page = turns_html([Line.of(row)], totals_of([row]))
+
+    assert '<td style="color:#d44">?script?alert??x????<' in page
+    assert "<script" not in page
+    assert "<img" not in page
+
+
+def test_bars_are_shares_of_the_longest_turn(turn):
+    """The longest turn fills its bar, the others are in proportion to it."""
+    rows = [turn(1, latency_ms=600.0, tool_ms=400.0), turn(2, latency_ms=250.0, connect_ms=150.0)]
+    page = turns_html([Line.of(row) for row in rows], totals_of(rows))
+    _, first, second, _ = page.split("<tr><th>")
+
+    assert "(90deg,#38d 0 60%,#e90 0 100%,#8883 0)" in first
+    assert "(90deg,#38d 0 10%,#999 0 25%,#8883 0)" in second
+
+
+def test_room_is_kept_by_leaving_out_the_earliest(turn):
+    """What does not fit goes, from the first line on, and the summary says how many are left."""
+    rows = [turn(number) for number in range(1, 101)]
+    lines, totals = [Line.of(row) for row in rows], totals_of(rows)
+    page = turns_html(lines, totals, 5_000)
+
+    shown = len(Table(page).rows) - 3
+    assert 0 < shown < 20
+    assert f"the last {shown} shown" in page
+    assert "<th>100<" in page
+    assert len(page.encode()) <= 5_000
+    assert len(Table(turns_html(lines, totals)).rows) == 103
+    assert math.isclose(totals.line.model_ms, 100_025.0)
