@@ -2,17 +2,21 @@
 
 Rule 1: work begins in an empty context; a cell's own would keep its output alive for ever.
 Rule 2: nothing here prints, or calls into the user's code.
+Rule 3: a forked child has the object but not the thread, and touches neither it nor its sockets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from ipy_agent.errors import UsageError
 
 __all__ = ["Background", "Work"]
 
@@ -34,11 +38,14 @@ class Work:
         self._loop = loop
         self._coroutine = coroutine
         self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
         loop.call_soon_threadsafe(self._begin, context=contextvars.Context())
 
     def cancel(self) -> None:
-        """Ask it to end; its result follows when it did."""
-        self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
+        """Ask it to end; its result follows when it did. To ask again changes nothing."""
+        if not (self._cancelled or self.result.done()):
+            self._cancelled = True
+            self._loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
 
     def _begin(self) -> None:
         self._task = self._loop.create_task(self._coroutine)
@@ -82,11 +89,34 @@ class Background:
             raise
         return result
 
+    @property
+    def ours(self) -> bool:
+        """Whether this process has the thread; a forked child has not."""
+        return os.getpid() == self.pid
+
+    def check(self) -> None:
+        """Raise `UsageError` in a forked child."""
+        if not self.ours:
+            raise UsageError(
+                "this process was forked, and its session stays with the parent: "
+                "make an ipy_agent.Session() of its own"
+            )
+
     def stop(self) -> None:
-        """End the thread. In a forked child there is none, and nothing is touched."""
-        if os.getpid() != self.pid:
+        """End what is under way, and the thread. In a forked child nothing is touched."""
+        if not self.ours or self.loop.is_closed():
             return
+        with contextlib.suppress(TimeoutError):
+            self.call(_end_the_rest(), STOP_SECONDS)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_SECONDS)
         if not self._thread.is_alive():
             self.loop.close()
+
+
+async def _end_the_rest() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    if rest:
+        await asyncio.wait(rest)

@@ -191,15 +191,19 @@ class Growing:
         """
         cut = self.open.rfind("\n") + 1
         lines = _NEWLINE.sub("\n", self.open[:cut])
-        parser = _parser()
-        env: dict[str, Any] = {}
-        tokens = parser.parse(visible(lines), env)
-        begins = [at for at, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
-        last = begins[-1] if begins else 0
-        if last and (place := tokens[last].map):
-            done = parser.renderer.render(tokens[:last], parser.options, env)
+        shown, parser = visible(lines), _parser()
+        tokens: list[Token] = []
+        parser.block.parse(shown, parser, {}, tokens)
+        *_, (last, line) = _begins(tokens) or [(0, 0)]
+        if last:
+            done = parser.renderer.render(parser.parse(shown)[:last], parser.options, {})
             self._done.append(_cleaner().clean(done))
-            self.open = "\n".join(lines.split("\n")[place[0] :]) + self.open[cut:]
+            self.open = "\n".join(lines.split("\n")[line:]) + self.open[cut:]
+
+
+def _begins(tokens: list[Token]) -> list[tuple[int, int]]:
+    """Return where each block begins: at which token, and at which line."""
+    return [(at, token.map[0]) for at, token in enumerate(tokens) if not token.level and token.map]
 
 
 def _rendered(text: str) -> str:

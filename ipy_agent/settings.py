@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -29,7 +30,21 @@ persist from call to call. Look before you compute, keep results in well-named v
 and do not change the user's variables unless asked to. When you know the answer, give it \
 briefly in Markdown and name the variables that you made."""
 
-LOCAL_INSTRUCTIONS = INSTRUCTIONS
+LOCAL_INSTRUCTIONS = """\
+You are a data analyst in a Jupyter notebook. You answer questions about data by running Python \
+with the `python` tool, whose variables stay from call to call.
+- Never guess: compute with `python`, then call `answer` with what its output says.
+- The last line of the code is the value you want to see, an expression, not print.
+- After an error, correct the code and call `python` again.
+- When the output holds the answer, call `answer` with one short sentence that tells the numbers \
+and names.
+How it is done, for a DataFrame df:
+- how many of each a: df['a'].value_counts()
+- rows: df[(df['a'] == 'p') & (df['x'] > 1)]
+- which a has the largest mean x: df.groupby('a')['x'].mean().sort_values()
+- mean x for each a and b: df.groupby(['a', 'b'])['x'].mean().unstack()
+- which names occur: df['a'].unique()"""
+"""A small model has to be told how. `answer` is what the embedded server gives it beside tools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +112,11 @@ class Endpoint:
         """
         found = ENDPOINTS.get(name)
         if found is None:
-            parts = urllib.parse.urlsplit(name)
-            if parts.scheme not in _SCHEMES or not parts.hostname:
+            parts = _parsed(name)
+            if parts is None:
                 raise UsageError(
-                    f"{name!r} is no endpoint: use one of {', '.join(ENDPOINTS)}, "
-                    "or a base URL such as http://127.0.0.1:8000/v1"
+                    f"{name.rpartition('@')[2]!r} is no endpoint: use one of "
+                    f"{', '.join(ENDPOINTS)}, or a base URL such as http://127.0.0.1:8000/v1"
                 )
             if parts.username or parts.password:
                 raise UsageError("a key does not belong into a URL: name its variable (--key-env)")
@@ -117,6 +132,16 @@ class Endpoint:
             "openai" if os.environ.get("OPENAI_API_KEY") else "local"
         )
         return cls.named(name, model=model)
+
+
+def _parsed(url: str) -> urllib.parse.SplitResult | None:
+    """Return the parts of a base URL, or `None` if it is none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in _SCHEMES and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    return parts if usable else None
 
 
 ENDPOINTS = {
@@ -175,12 +200,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every value, so that a wrong one is found where it is set."""
-        if self.mode not in MODES:
-            raise UsageError(f"mode {self.mode!r} is not one of {', '.join(MODES)}")
-        for name in ("budget_turns", "budget_seconds"):
+        for name, (fits, wanted) in _CHECKS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise UsageError(f"{name} must be a number above 0, not {value!r}")
+            if not fits(value):
+                raise UsageError(f"{name} must be {wanted}, not {value!r}")
 
     def replace(self, **changes: Any) -> Settings:
         """Return these settings with some of them changed.
@@ -193,6 +216,31 @@ class Settings:
                 raise UsageError(f"{name!r} is no setting: there are {', '.join(SETTINGS)}")
         return dataclasses.replace(self, **changes)
 
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _are_names(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+    )
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (_is_text, "a name"),
+    "instructions": (_is_text, "a text"),
+    "mode": (lambda value: value in MODES, f"one of {', '.join(MODES)}"),
+    "tools": (_are_names, "a tuple of names"),
+    "store": (lambda value: isinstance(value, bool), "True or False"),
+    "prompt_cache_key": (_is_text, "a text"),
+    "budget_turns": (lambda value: _is_number(value) and value == int(value), "a whole number above 0"),
+    "budget_seconds": (_is_number, "a number above 0"),
+}
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 

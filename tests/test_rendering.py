@@ -99,6 +99,8 @@ TEXTS = st.lists(WORDS, max_size=40).map("".join)
 @example("```\na\n\nb\n```\n\nc", [6, 7, 10], {0, 1, 2})
 @example("- a\n\n  b\n\nc\n", [4, 5, 9], {0, 1, 2})
 @example("[a]\n\n[a]: http://b.c\n", [5], {0, 1})
+@example("- ```\n\na\n", [], {0})
+@example("a\u2028b\fc\n\nd\n\ne\n", [7, 10], {0, 1, 2})
 @example("a\r\n\r\nb\r\n\r\nc", [2, 3, 4, 8], {0, 1, 2, 3})
 def test_a_growing_answer_ends_as_if_rendered_whole(text, cuts, looks):
     """However it was cut and whenever it was looked at, the HTML is that of the whole text."""

@@ -18,9 +18,10 @@ from ipy_agent.protocol.items import Item
 from ipy_agent.settings import Endpoint, Mode
 from ipy_agent.trace import ToolEnded
 
-__all__ = ["Outcome", "Worker"]
+__all__ = ["Outcome", "Worker", "cut_off"]
 
 INTERRUPTED = "interrupted by the user; side effects unknown"
+CUT_OFF = "cut off by the end of the run; side effects unknown"
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -114,6 +115,22 @@ class Worker:
         if not approved:
             return _refused("not run: the user said no", waited)
         return _ran(tool, bound, "yes", waited)
+
+
+def cut_off(call: Item, started_at: datetime, duration_ms: float) -> Outcome:
+    """Return the outcome of a call whose run ended before it did."""
+    ended = ToolEnded(
+        call_id=call["call_id"],
+        name=call["name"],
+        arguments=call["arguments"],
+        output=CUT_OFF,
+        started_at=started_at,
+        duration_ms=duration_ms,
+        approval="none",
+        approval_ms=None,
+        status="interrupted",
+    )
+    return Outcome(output=CUT_OFF, ended=ended)
 
 
 def _failed(text: str) -> _Run:

@@ -4,17 +4,22 @@ Rule 1: tools run only after the response's terminal event, and only if it compl
 turn that is sent again repeats no side effect.
 Rule 2: however a run ends, the conversation can be sent again: a run that never got an
 answer takes its prompt back, any other leaves no call without its output.
+Rule 3: an interrupt ends a run as a cancellation; a KeyboardInterrupt would end the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
-from ipy_agent.agent.calls import INTERRUPTED, Outcome
+from ipy_agent.agent.calls import Outcome, cut_off
 from ipy_agent.agent.conversation import Conversation
 from ipy_agent.errors import BudgetExceeded, ProtocolError, ResponseFailed
 from ipy_agent.protocol.events import (
@@ -64,28 +69,28 @@ async def answer(
         AgentError: as it happened, once the conversation and the listeners know.
     """
     before, status = conversation.items, "failed"
+    limit = asyncio.timeout(ask.budget_seconds)
     hear(RunBegan(prompt=ask.prompt, endpoint=ask.endpoint))
     try:
         new = [user(ask.prompt)]
         conversation.add(new)
-        async with asyncio.timeout(ask.budget_seconds):
+        async with limit:
             for _ in range(ask.budget_turns):
-                response = await _turn(ask, new, conversation, transport, perform, hear)
+                response = await _turn(ask, new, conversation, transport, perform, hear, limit)
                 output, new = response.output or [], []
                 status = response.status or "completed"
                 if status == "incomplete" or not calls(output):
                     return "\n\n".join(text(item) for item in output if item["type"] == "message")
         raise BudgetExceeded(f"the run took {ask.budget_turns} turns: raise budget_turns, or go on")
-    except TimeoutError:
-        status = "failed"
-        raise BudgetExceeded(
-            f"the run took {ask.budget_seconds:g} s: raise budget_seconds"
-        ) from None
     except BaseException as error:
-        status = _status(error)
+        status = _status(error, limit)
+        if isinstance(error, TimeoutError) and limit.expired():
+            seconds = f"{ask.budget_seconds:g} s"
+            raise BudgetExceeded(f"the run took {seconds}: raise budget_seconds") from None
         raise
     finally:
-        if len(conversation.items) == len(before) + 1:
+        answered = status in ("completed", "incomplete")
+        if not answered and len(conversation.items) == len(before) + 1:
             conversation.back_to(before)
         hear(RunEnded(status=status))
 
@@ -98,18 +103,18 @@ async def warm(
     Raises:
         AgentError: as for a turn.
     """
-    await _exchange(
-        transport, Request(fields=fields, input=conversation.items, generate=False), hear
-    )
+    request = Request(fields=fields, input=conversation.items, generate=False)
+    await _exchange(transport, request, hear)
 
 
-async def _turn(  # noqa: PLR0913 (the parts of a run, handed down whole)
+async def _turn(
     ask: Ask,
     new: list[Item],
     conversation: Conversation,
     transport: Transport,
     perform: Perform,
     hear: Hear,
+    limit: asyncio.Timeout,
 ) -> Response:
     """Ask once and run what the model calls."""
     status = "failed"
@@ -128,17 +133,15 @@ async def _turn(  # noqa: PLR0913 (the parts of a run, handed down whole)
                 conversation.add(said)
                 hear(ItemsAdded(items=said))
                 if outcome.ended.status == "interrupted":
-                    # A KeyboardInterrupt in a task would end the loop's thread.
                     raise asyncio.CancelledError
         status = response.status or "completed"
     except BaseException as error:
-        status = _status(error)
+        status = _status(error, limit)
         raise
     else:
         return response
     finally:
-        left = conversation.settle(INTERRUPTED if status == "interrupted" else "not run")
-        hear(ItemsAdded(items=left))
+        hear(ItemsAdded(items=conversation.settle("not run")))
         hear(TurnEnded(status=status))
 
 
@@ -147,7 +150,7 @@ async def _exchange(transport: Transport, request: Request, hear: Hear) -> Respo
 
     Raises:
         ResponseFailed: the endpoint refused or failed it.
-        TransportError: the way broke.
+        TransportError: the way broke, or led to something that does not speak this protocol.
     """
     response: Response | None = None
     failure: Reason | None = None
@@ -158,36 +161,63 @@ async def _exchange(transport: Transport, request: Request, hear: Hear) -> Respo
             if isinstance(event, Error):
                 failure, status = event.reason, event.status
             elif isinstance(event, ResponseFailedEvent):
-                failure = msgspec.convert(event.response.error or {}, Reason, strict=False)
+                failure = _reason(event.response.error)
             elif isinstance(event, TERMINAL):
                 response = event.response
     if failure is not None:
         raise _failed(failure, status)
     if response is None:
         raise ProtocolError("the endpoint ended a response without saying how", sent=True)
+    if not all(map(_is_sound, response.output or ())):
+        raise ProtocolError("the endpoint sent an item without what it must have", sent=True)
     return response
 
 
 async def _outcome(call: Item, perform: Perform, hear: Hear) -> Outcome:
     told = {"call_id": call["call_id"], "name": call["name"], "arguments": call["arguments"]}
     hear(ToolBegan(**told))
-    outcome = await perform(call)
+    started_at, began = datetime.now(UTC), time.perf_counter()
+    try:
+        outcome = await perform(call)
+    except asyncio.CancelledError:
+        # Nobody waits for it any more; that it was begun has to be known.
+        outcome = cut_off(call, started_at, (time.perf_counter() - began) * 1_000)
     hear(outcome.ended)
     return outcome
 
 
+def _is_sound(item: Item) -> bool:
+    names = ("type", "call_id", "name", "arguments")
+    wanted = names if item.get("type") == "function_call" else names[:1]
+    return all(isinstance(item.get(name), str) for name in wanted)
+
+
+def _reason(error: Item | None) -> Reason:
+    try:
+        return msgspec.convert(error or {}, Reason)
+    except msgspec.ValidationError:
+        return Reason()
+
+
 def _failed(reason: Reason, status: int | None) -> ResponseFailed:
     headers = {name.lower(): value for name, value in (reason.headers or {}).items()}
-    wait = headers.get("retry-after")
     return ResponseFailed(
         " ".join((reason.message or "the endpoint gave no reason").split()),
         code=str(reason.code) if reason.code is not None else None,
         status=status,
         param=reason.param,
-        retry_after=float(wait) if str(wait).replace(".", "", 1).isdigit() else None,
+        retry_after=_seconds(headers.get("retry-after")),
     )
 
 
-def _status(error: BaseException) -> str:
-    stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
+def _seconds(said: Any) -> float | None:
+    try:
+        seconds = float(said)
+    except (TypeError, ValueError):
+        return None
+    return seconds if 0 <= seconds < math.inf else None
+
+
+def _status(error: BaseException, limit: asyncio.Timeout) -> str:
+    stopped = isinstance(error, asyncio.CancelledError) and not limit.expired()
     return "interrupted" if stopped else "failed"

@@ -11,7 +11,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import queue
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -80,9 +79,12 @@ class _Job:
 
     def done(self, outcome: Outcome) -> None:
         """Hand the outcome to the loop, unless the run is over."""
-        self._loop.call_soon_threadsafe(
-            lambda: self.outcome.done() or self.outcome.set_result(outcome)
-        )
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so the run is over
+            self._loop.call_soon_threadsafe(self._arrived, outcome)
+
+    def _arrived(self, outcome: Outcome) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
 
 
 def attend(
@@ -111,17 +113,19 @@ def attend(
         inbox.put(job)
         return await job.outcome
 
-    stopped = threading.Event()
+    stops: list[None] = []
 
     def stop() -> None:
-        stopped.set()
+        # A signal may come while another is handled: nothing here takes a lock.
+        stops.append(None)
         inbox.put(None)
 
     run = background.start(answer(ask, conversation, transport, perform, hear), done=inbox.put)
     try:
         with front.waiting(stop):
-            return _see_through(inbox, stopped, worker, front)
+            return _see_through(inbox, stops, worker, front, background)
     except BaseException as error:
+        background.check()
         run.cancel()
         with contextlib.suppress(BaseException):  # its end is not the news any more
             run.result.exception(STOP_SECONDS)
@@ -131,7 +135,11 @@ def attend(
 
 
 def _see_through(
-    inbox: queue.SimpleQueue[Any], stopped: threading.Event, worker: Worker, front: Front
+    inbox: queue.SimpleQueue[Any],
+    stops: list[None],
+    worker: Worker,
+    front: Front,
+    background: Background,
 ) -> str:
     """Take out of the inbox what happens, until the run ended or the user stopped it."""
     while True:
@@ -143,12 +151,13 @@ def _see_through(
         if isinstance(message, _Job):
             with front.working():
                 # An interrupt from here on is the tool's; one that came before is the run's.
-                outcome = None if stopped.is_set() else worker.carry_out(message.call)
+                outcome = None if stops else worker.carry_out(message.call)
+            background.check()  # a tool may fork: the run is the parent's
             if outcome is not None:
                 message.done(outcome)
         elif isinstance(message, concurrent.futures.Future):
             return str(message.result())
         elif message is not None:
             front.show(message)
-        if stopped.is_set():
+        if stops:
             raise Interrupted("interrupted")

@@ -11,14 +11,15 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import CapturedIO, RichOutput, capture_output
+from msgspec import Meta
 
 from ipy_agent.agent.tools import Result, Tool, tool_of
 from ipy_agent.notebook.interrupt import Gate, interrupts_go_to
-from ipy_agent.notebook.preview import brief, preview
+from ipy_agent.notebook.preview import brief, preview, shown
 
 __all__ = ["kernel_tools"]
 
@@ -26,13 +27,15 @@ TRACEBACK_LINES = 12
 PICTURES = 4
 CHANGES = 12
 
+# `np.float64(4.2)` says no more than `4.2`, and small models copy it.
+_NUMPY = re.compile(r"\bnp\.(?:float|int|uint|bool|str)\w*\(([^()]*)\)")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 def kernel_tools(shell: InteractiveShell) -> list[Tool]:
     """Return the tools of a shell: `python` and `inspect`."""
 
-    def python(code: str) -> Result:
+    def python(code: Annotated[str, Meta(description=_CODE)]) -> Result:
         return _run(shell, code)
 
     def inspect(name: str) -> str:
@@ -49,9 +52,13 @@ def kernel_tools(shell: InteractiveShell) -> list[Tool]:
 
 
 _PYTHON = """\
-Run Python code in the user's notebook kernel. Variables persist from call to call, and the \
-user sees them. Returns what was printed, the value of the last expression, and the \
-variables that were made or changed."""
+Run Python code in the notebook, where variables stay. Returns what it printed, the value of \
+its last line and the variables it made."""
+
+_CODE = """\
+For example: small = df[df['a'] < 3]
+small.groupby('b')['c'].mean().sort_values()"""
+"""The example is what teaches a small model to write lines within JSON."""
 
 _INSPECT = """\
 Look at one variable of the user's notebook without running code: its type, shape, columns \
@@ -72,14 +79,14 @@ def _run(shell: InteractiveShell, code: str) -> Result:
     if gate.asked or isinstance(error, KeyboardInterrupt):
         # IPython swallows it; the run has to know.
         raise KeyboardInterrupt
-    shown = [output for output in captured.outputs if _is_rich(output)]
-    for output in shown:
-        output.display()
-    parts = [*_said(captured), *raised, *_changes(shell, before)]
-    text = "\n".join(part.strip("\n") for part in parts if part.strip())
-    return Result(
-        text or "(no output)", pictures=_pictures(captured), failed=error is not None
-    )
+    for output in captured.outputs:
+        if _is_rich(output):
+            output.display()
+    said = [part.strip("\n") for part in (*_said(captured), *raised) if part.strip()]
+    tell = brief if said else shown
+    made = [f"{name}: {tell(value)}" for name, value in _changed(shell, before)]
+    text = _NUMPY.sub(r"\1", "\n".join(said + made))
+    return Result(text or "(no output)", pictures=_pictures(captured), failed=error is not None)
 
 
 class _Caller:
@@ -148,12 +155,11 @@ def _one_line(png: Any) -> str:
     return "".join(str(png).split())
 
 
-def _changes(shell: InteractiveShell, before: dict[str, Any]) -> Iterator[str]:
-    """Name the variables that were made or bound anew."""
+def _changed(shell: InteractiveShell, before: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the variables that were made or bound anew."""
     now = {name: shell.user_ns[name] for name in _names(shell)}
     changed = [name for name in now if name not in before or before[name] is not now[name]]
-    for name in changed[:CHANGES]:
-        yield f"{name}: {brief(now[name])}"
+    return [(name, now[name]) for name in changed[:CHANGES]]
 
 
 def _names(shell: InteractiveShell) -> list[str]:

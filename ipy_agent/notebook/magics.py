@@ -143,7 +143,7 @@ class AgentMagics(Magics):
             if name not in self.shell.user_ns:
                 raise UsageError(f"there is no variable {name!r} to hand over with $`{name}`")
         previews = [preview(name, self.shell.user_ns[name]) for name in names]
-        return "\n\n".join([_HANDED_OVER.sub(r"`\1`", cell).strip("\n"), *previews])
+        return "\n\n".join([*previews, _HANDED_OVER.sub(r"`\1`", cell).strip("\n")])
 
     def _front(self) -> CellFront | PlainFront:
         from ipy_agent.notebook import answer  # noqa: PLC0415 (widgets come with the first use)

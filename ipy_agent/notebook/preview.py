@@ -12,11 +12,12 @@ from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["brief", "preview"]
+__all__ = ["brief", "preview", "shown"]
 
 WIDTH = 200
 COLUMNS = 40
 CATEGORIES = 6
+ROWS = 12
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 _SIZED = (list, tuple, dict, set, frozenset)
@@ -32,6 +33,17 @@ def brief(value: Any) -> str:
     if type(value) in _PLAIN:
         return f"{name} {_literal(value)}"
     return name
+
+
+def shown(value: Any) -> str:
+    """Return a small table whole, anything else in brief."""
+    small = _is(value, "pandas", "DataFrame", "Series") and len(value) <= ROWS
+    columns = [value] if small and value.ndim == 1 else []
+    if small and value.ndim > 1 and len(value.columns) <= ROWS:
+        columns = [value.iloc[:, index] for index in range(len(value.columns))]
+    if not columns or not all(map(_looks_plain, columns)):
+        return brief(value)
+    return f"{brief(value)}\n{value.to_string()}"
 
 
 def preview(name: str, value: Any, *, head: bool = False) -> str:

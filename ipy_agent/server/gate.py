@@ -31,7 +31,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_SOCKETS = 32
 MAX_BODY = 4 * 2**20
-LEAVE_SECONDS = 5.0
+LEAVE_SECONDS = 4.0
 
 
 class Refusal(NamedTuple):

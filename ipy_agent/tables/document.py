@@ -153,6 +153,7 @@ pre {{ background: #8882; border-radius: 4px; overflow-x: auto; padding: 0.6rem;
 section {{ border-top: 1px solid #8884; }} summary {{ cursor: pointer; opacity: 0.8; }}
 section table {{ border-collapse: collapse; }}
 section td, section th {{ border-bottom: 1px solid #8884; padding: 0.2rem 0.6rem; }}
-.wide {{ overflow-x: auto; }}
+section > pre {{ font: inherit; }} :not(pre) > code {{ background: #8882; padding: 0 0.2rem; }}
+.wide {{ overflow-x: auto; }} .wide td, .wide th {{ padding: 0.25rem 0.5rem; }}
 </style>
 """

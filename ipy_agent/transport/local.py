@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import http.client
 import os
+import platform
 import re
 import stat
 import subprocess
@@ -137,8 +138,12 @@ def runtime_folder() -> Path:
     Raises:
         ConnectionFailed: no folder can be had that only this user can see.
     """
-    places = (platformdirs.user_runtime_dir, platformdirs.user_state_dir)
-    for folder in (Path(place("ipy-agent", appauthor=False)) for place in places):
+    login = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    # A home may be shared between machines, a server is not.
+    state = Path(platformdirs.user_state_dir("ipy-agent", appauthor=False)) / platform.node()
+    for folder in (login / "ipy-agent", state):
+        if not folder.is_absolute():
+            continue
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             seen = folder.lstat()

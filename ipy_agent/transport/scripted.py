@@ -13,6 +13,7 @@ Past its end the last user's text is echoed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -130,6 +131,7 @@ class ScriptedTransport:
             yield self._told(request, short, reused=reused)
             received = 0
             for event in self._answer(request, short):
+                await asyncio.sleep(0)  # as on a socket, a run can be stopped at any event
                 received += len(msgspec.json.encode(event))
                 over = event.KIND in ("terminal", "error")
                 yield event

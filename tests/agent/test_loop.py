@@ -271,11 +271,11 @@ def test_a_run_stops_at_its_budget_of_seconds(run):
     with pytest.raises(BudgetExceeded, match=r"0\.05 s: raise budget_seconds"):
         run(runs.run())
     assert_can_be_sent(runs.items)
-    assert runs.outputs()[0] == "cut off by the end of the run, side effects unknown"
+    assert runs.outputs()[0] == "cut off by the end of the run; side effects unknown"
     assert runs.outputs()[1] == "not run"
     assert runs.statuses == (["failed"], "failed")
     assert [(row.status, row.output) for row in runs.recorder.tools] == [
-        ("interrupted", "cut off by the end of the run, side effects unknown")
+        ("interrupted", "cut off by the end of the run; side effects unknown")
     ]
     assert runs.recorder.tools[0].duration_ms >= 50
 

@@ -110,10 +110,14 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
     }
+    silent = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
+    silent.mkdir(parents=True)
+    news = {"fetchNews": "false", "checkForUpdates": False}
+    (silent / "notification.jupyterlab-settings").write_text(json.dumps(news), "utf-8")
     log = (tmp_path / "lab.log").open("wb")
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
     command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--IdentityProvider.token={TOKEN}"]
-    command += [f"--ServerApp.root_dir={root}", "--LabApp.news_url="]
+    command += [f"--ServerApp.root_dir={root}"]
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         yield Lab(_address(process, tmp_path / "runtime"), root)
@@ -154,6 +158,6 @@ SCRIPT = [
         "text": "The three heavy ones weigh **4,075 g** on average.\n\n"
         "| measure | g |\n|---|---|\n| mean | 4,075 |\n| heaviest | 4,675 |\n",
         "chunk_chars": 4,
-        "delay_ms": 900,
+        "delay_ms": 40,
     },
 ]

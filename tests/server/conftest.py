@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 from websockets.asyncio.client import connect
 
+from ipy_agent.protocol.events import Usage
 from ipy_agent.server.connection import Connection
+from ipy_agent.server.engine import Finish, TextPiece
 from ipy_agent.server.process import Server, _listener
 
 TOKEN = "a-token-of-the-tests"
@@ -105,6 +107,43 @@ async def connected(engine, **options):
         await asyncio.wait_for(client.serving, 20)
 
 
+class Watched:
+    """An engine of the tests: it notes who comes and goes, and does what it is told."""
+
+    models = ("watched",)
+
+    def __init__(self, act=None):
+        self.act = act
+        self.jobs = []
+        self.seats = []
+        self.left = []
+        self.stopped = []
+        self.running = self.peak = 0
+
+    async def generate(self, job, seat):
+        self.jobs.append(job)
+        self.seats.append(seat)
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        try:
+            yield TextPiece("")
+            if self.act:
+                await self.act(job)
+            yield Finish(usage=Usage(), memory=len(self.jobs))
+        except BaseException:
+            self.stopped.append(seat)
+            raise
+        finally:
+            self.running -= 1
+
+    async def leave(self, seat):
+        assert not self.running, "a seat is given back when nothing runs on it any more"
+        self.left.append(seat)
+
+    async def aclose(self):
+        """Do nothing."""
+
+
 @pytest.fixture(name="listening")
 def _listening():
     return listening
@@ -113,3 +152,8 @@ def _listening():
 @pytest.fixture(name="connected")
 def _connected():
     return connected
+
+
+@pytest.fixture(name="watched")
+def _watched():
+    return Watched

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from ipy_agent.tables.lines import COLUMNS, Line, Totals, count, rate, size
 from ipy_agent.tables.picture import summary, turns_html, turns_text
 
-
 SECTIONS = {"table", "colgroup", "thead", "tbody", "tfoot"}
 DASH = "\N{EN DASH}"
 

@@ -227,11 +227,22 @@ def test_a_folder_that_others_own_is_passed_over(monkeypatch, tmp_path):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize("unusable", [None, "", "relative", "/dev/null"])
+def test_without_a_login_folder_the_state_folder_serves(monkeypatch, tmp_path, unusable):
+    """In a container or a service there is no runtime folder, and nothing complains."""
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    if unusable is not None:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", unusable)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    assert runtime_folder().is_relative_to(tmp_path / "ipy-agent")
+
+
 def test_without_any_private_folder_there_is_a_clear_error(monkeypatch, tmp_path):
     """The message says which variable to set."""
     (tmp_path / "ipy-agent").touch()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for variable in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
 
     with pytest.raises(ConnectionFailed, match="XDG_RUNTIME_DIR"):
         runtime_folder()

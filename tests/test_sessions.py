@@ -1,0 +1,687 @@
+"""A session: one conversation and one live connection, driven by blocking calls."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import ipy_agent
+from ipy_agent import sessions
+from ipy_agent.agent.runs import Quiet
+from ipy_agent.agent.tools import TOOLS
+from ipy_agent.errors import (
+    AgentError,
+    AuthenticationFailed,
+    ConnectionFailed,
+    ConnectionLost,
+    Interrupted,
+    ResponseFailed,
+    ToolError,
+    UsageError,
+)
+from ipy_agent.protocol.events import TextDelta
+from ipy_agent.protocol.items import text
+from ipy_agent.sessions import Session
+from ipy_agent.settings import CONFIGURED, Endpoint
+from ipy_agent.transport.scripted import ScriptedTransport
+
+SECONDS = 20
+CALL = {"tool_calls": [{"name": "act"}]}
+
+
+@pytest.fixture(autouse=True)
+def tools():
+    """The tools of the process are those of the test."""
+    before = dict(TOOLS)
+    TOOLS.clear()
+    yield TOOLS
+    TOOLS.clear()
+    TOOLS.update(before)
+
+
+@pytest.fixture
+def new():
+    """Return a function that makes a session and sees to its end."""
+    made = []
+
+    def make(*args, **settings):
+        made.append(Session(*args, **settings))
+        return made[-1]
+
+    yield make
+    for session in made:
+        session.close()
+
+
+@pytest.fixture
+def scripted(new):
+    """Return a function that makes a session which answers from a list."""
+    return lambda script=(), **settings: new(transport=ScriptedTransport(script), **settings)
+
+
+def completed(name):
+    return {"type": "response.completed", "response": {"id": name, "output": []}}
+
+
+def sent(session):
+    """Return what each turn was asked with, as the scripted transport keeps it."""
+    return [request.fields.values for request in session._way_to(session.endpoint).requests]
+
+
+class At(Quiet):
+    """Does something at the first event of a kind."""
+
+    def __init__(self, kind, do):
+        self._kind, self._do = kind, do
+
+    def show(self, event):
+        if isinstance(event, self._kind):
+            self._do(self)
+
+    def waiting(self, stop):
+        self.stop = stop
+        return super().waiting(stop)
+
+
+# runs
+
+
+def test_two_runs_share_a_connection_and_the_second_sends_only_what_is_new(new, served):
+    """The four frames tell it: one connection, one sent item, the rest held and cached."""
+    session = new(served([{"text": "a b"}, {"text": "c"}]))
+
+    first, second = session.run("one"), session.run("two")
+    turns = session.turns
+    assert (first.text, second.text) == ("a b", "c")
+    assert (str(first), second.value) == ("a b", "c")
+    assert list(turns["connection"]) == [1, 1]
+    assert list(turns["reused"]) == [False, True]
+    assert list(turns["sent_items"]) == [1, 1]
+    assert list(turns["held_items"]) == [0, 2]
+    assert list(turns["cached_tokens"]) == [0, 3]
+    assert turns["previous_response_id"][1] == turns["response_id"][0]
+    assert turns["sent_bytes"][1] < turns["full_bytes"][1]
+    assert list(second.turns["turn"]) == [2]
+    assert list(session.cells["status"]) == ["completed", "completed"]
+    assert len(session.messages) == 4
+    assert len(session.tools) == 0
+
+
+def test_a_tool_loop_over_a_real_socket(new, served, tools):
+    """The model's call runs here, its output goes back, and the rows say so."""
+
+    @ipy_agent.tool
+    def act(x: int) -> int:
+        """Act."""
+        return x + 1
+
+    call = {"tool_calls": [{"name": "act", "arguments": {"x": 2}}]}
+    session = new(served([call, {"text": "3 it is"}]), mode="auto")
+
+    assert session.run("go").text == "3 it is"
+    assert list(session.turns["status"]) == ["completed", "completed"]
+    assert list(session.tools["output"]) == ["3"]
+    assert list(session.tools["approval"]) == ["auto"]
+    assert [text(item) for item in session._conversation.items] == [
+        "go",
+        '{"x":2}',
+        "3",
+        "3 it is",
+    ]
+
+
+@pytest.mark.parametrize("prompt", ["", " \n\t"])
+def test_an_empty_prompt_is_a_usage_error(scripted, prompt):
+    """Nothing is sent and nothing recorded."""
+    session = scripted()
+
+    with pytest.raises(UsageError, match="empty"):
+        session.run(prompt)
+    assert session.records.cells == []
+
+
+def test_a_prompt_is_sent_as_it_is(scripted):
+    """But for halves of surrogate pairs, which cannot be sent at all."""
+    session = scripted()
+
+    assert session.run(" {x} $y %z \\n ").text == " {x} $y %z \\n "
+    assert session.run("a\ud800b").text == "a?b"
+
+
+def test_a_failed_run_leaves_the_session_usable(scripted):
+    """The error is typed, the row says failed, the next run works."""
+    session = scripted([{"error": {"status": 503, "code": "busy"}}, {"text": "fine"}])
+
+    with pytest.raises(ResponseFailed) as failure:
+        session.run("one")
+    assert (failure.value.status, failure.value.code) == (503, "busy")
+    assert session.run("two").text == "fine"
+    assert list(session.cells["status"]) == ["failed", "completed"]
+
+
+def test_a_lost_connection_is_replaced_by_the_next_run(new, served):
+    """After a failure in a turn the next run connects and sends everything."""
+    lost = {"text": "half", "then": "close:1011"}
+    session = new(served([{"text": "one"}, lost, {"text": "three"}]))
+
+    session.run("first")
+    with pytest.raises(ConnectionLost) as failure:
+        session.run("second")
+    assert failure.value.close_code == 1011
+    assert session.run("third").text == "three"
+    assert list(session.turns["connection"]) == [1, 1, 2]
+    assert list(session.turns["held_items"]) == [0, 2, 0]
+    assert list(session.turns["sent_items"]) == [1, 1, 3]
+
+
+def test_a_run_within_a_run_is_refused(scripted):
+    """A tool that asks the agent is told so; the outer run goes on."""
+    session = scripted([CALL, {"text": "done"}], mode="auto")
+    refused = []
+
+    @ipy_agent.tool
+    def act() -> str:
+        """Ask the agent."""
+        for inner in (lambda: session.run("inner"), session.warm, session.reset):
+            with pytest.raises(UsageError, match="within a tool") as error:
+                inner()
+            refused.append(error.value)
+        return "tried"
+
+    assert session.run("outer").text == "done"
+    assert len(refused) == 3
+    assert len(session.cells) == 1
+
+
+def test_two_threads_ask_one_after_the_other(scripted):
+    """The second waits until the first has its answer."""
+    session = scripted([CALL, {"text": "one"}, {"text": "two"}], mode="auto")
+    begun, asked = threading.Event(), threading.Event()
+    answers = []
+
+    @ipy_agent.tool
+    def act() -> None:
+        """Wait for the other to have asked."""
+        begun.set()
+        assert asked.wait(SECONDS)
+
+    def ask(prompt):
+        answers.append((prompt, session.run(prompt).text))
+
+    first = threading.Thread(target=ask, args=("first",))
+    first.start()
+    assert begun.wait(SECONDS)
+    second = threading.Thread(target=ask, args=("second",))
+    second.start()
+    asked.set()
+    first.join(SECONDS)
+    second.join(SECONDS)
+    assert answers == [("first", "one"), ("second", "two")]
+    assert [row.cell for row in session.records.turns] == [1, 1, 2]
+    assert list(session.cells["status"]) == ["completed", "completed"]
+
+
+def test_model_and_mode_of_one_run(scripted):
+    """They hold for that run; the session's own stay."""
+    session = scripted([CALL, {"text": "1"}, CALL, {"text": "2"}], model="big", mode="read")
+    ran = []
+
+    @ipy_agent.tool
+    def act() -> None:
+        """Act."""
+        ran.append(1)
+
+    session.run("one", model="small", mode="auto")
+    session.run("two")
+    assert [fields["model"] for fields in sent(session)] == ["small", "small", "big", "big"]
+    assert ran == [1]
+    assert (session.model, session.mode) == ("big", "read")
+
+
+def test_an_endpoint_of_one_run(new, served):
+    """The conversation goes there whole and comes back; each endpoint keeps its connection."""
+    here, there = served([{"text": "1"}, {"text": "3"}]), served([{"text": "2"}])
+    session = new(here)
+
+    session.run("one")
+    session.run("two", endpoint=there)
+    session.run("three")
+    turns = session.turns
+    assert list(turns["endpoint"]) == [here.name, there.name, here.name]
+    assert list(turns["connection"]) == [1, 1, 1]
+    assert list(turns["sent_items"]) == [1, 3, 3]
+    assert list(turns["held_items"]) == [0, 0, 2]
+    assert session.endpoint is here
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"mode": "never"}, "mode 'never' is not one of"),
+        ({"endpoint": "nowhere"}, "'nowhere' is no endpoint"),
+        ({"endpoint": "ftp://x"}, "'ftp://x' is no endpoint"),
+    ],
+)
+def test_a_wrong_option_is_found_before_anything_is_sent(scripted, more, said):
+    """One line says what is wrong."""
+    session = scripted()
+
+    with pytest.raises(UsageError, match=said):
+        session.run("one", **more)
+    assert session.records.cells == []
+    assert session.run("one").text == "one"
+
+
+def test_nothing_listens_at_the_endpoint(new, unused_port):
+    """The run fails in one line, its row says failed, and the session can go elsewhere."""
+    session = new(f"http://127.0.0.1:{unused_port}/v1")
+
+    with pytest.raises(ConnectionFailed, match=str(unused_port)):
+        session.run("one")
+    assert list(session.turns["status"]) == ["failed"]
+    assert session.turns["connection"].isna().all()
+
+
+def test_a_missing_key_is_named(new, monkeypatch):
+    """Nothing connects without it."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+    with pytest.raises(AuthenticationFailed, match="OPENAI_API_KEY"):
+        new("openai").run("one")
+
+
+# what is sent beside the prompt
+
+
+def test_a_request_has_what_was_set_and_nothing_empty(scripted, tools):
+    """Tools and instructions travel with every turn, `store` is false, the key is the session's."""
+    session = scripted(instructions="Be brief.")
+    session.run("one")
+
+    @ipy_agent.tool
+    def act() -> None:
+        """Act."""
+
+    session.run("two")
+    before, after = sent(session)
+    assert before == {
+        "instructions": "Be brief.",
+        "store": False,
+        "prompt_cache_key": session.id,
+    }
+    assert after == {**before, "tools": [tools["act"].definition]}
+
+
+def test_fields_are_one_object_while_nothing_changes(scripted):
+    """They are encoded once, however many turns follow."""
+    session = scripted()
+    for prompt in ("one", "two", "three"):
+        session.run(prompt)
+
+    requests = session._way_to(session.endpoint).requests
+    assert len({id(request.fields) for request in requests}) == 1
+
+
+def test_tools_are_offered_by_name(scripted, tools):
+    """A name that is not there is told before anything is sent."""
+
+    @ipy_agent.tool
+    def act() -> None:
+        """Act."""
+
+    @ipy_agent.tool
+    def other() -> None:
+        """Do another thing."""
+
+    session = scripted(tools=("other",))
+    assert list(session.toolbox) == ["other"]
+    session.run("one")
+    assert [tool["name"] for tool in sent(session)[0]["tools"]] == ["other"]
+
+    session.configure("tools", ("fly",))
+    with pytest.raises(ToolError, match="there is no tool 'fly': there are act, other"):
+        session.run("two")
+
+
+# settings
+
+
+def test_settings_are_attributes_and_checked_when_set(scripted):
+    """A wrong value is refused and changes nothing."""
+    session = scripted()
+
+    session.mode, session.budget_turns = "auto", 250
+    assert (session.mode, session.settings.budget_turns) == ("auto", 250)
+    for name, value in [("mode", "always"), ("budget_turns", 0), ("budget_seconds", "long")]:
+        before = getattr(session, name)
+        with pytest.raises(UsageError, match=name):
+            setattr(session, name, value)
+        assert getattr(session, name) == before
+
+
+def test_a_setting_that_is_none_is_refused(scripted):
+    """By name, when made and when set."""
+    with pytest.raises(UsageError, match="'speed' is no setting"):
+        Session(speed=3)
+    with pytest.raises(UsageError, match="'speed' is no setting"):
+        scripted().configure("speed", 3)
+
+
+def test_the_endpoint_can_be_configured(scripted):
+    """`endpoint` is a setting like the others, by name or as a value."""
+    session = scripted()
+
+    session.configure("endpoint", "openai")
+    assert session.endpoint.name == "openai"
+    session.configure("endpoint", Endpoint(name="x", url="http://x/v1"))
+    assert session.endpoint.name == "x"
+    with pytest.raises(UsageError):
+        session.configure("endpoint", "nowhere")
+    assert session.endpoint.name == "x"
+
+
+# connections
+
+
+def test_connect_goes_on_elsewhere(new, peer, served):
+    """The old connection hears a goodbye; the new one gets the whole conversation."""
+    other = peer([[completed("resp_1")]])
+    session = new(other.endpoint())
+    session.run("one")
+
+    endpoint = session.connect(served([{"text": "2"}]))
+    assert other.seen[0].close_code() == 1000
+    assert session.endpoint is endpoint
+    session.run("two")
+    assert list(session.turns["sent_items"]) == [1, 2]
+
+
+def test_connect_takes_a_model_and_a_key(scripted):
+    """They are the endpoint's; a model that was set before gives way."""
+    session = scripted(model="old")
+
+    url = session.connect("http://127.0.0.1:1/v1", model="new", key_env="THE_KEY")
+    assert (url.model, url.key_env) == ("new", "THE_KEY")
+    assert session.model is None
+    assert "model       new" in session.describe()
+    value = session.connect(Endpoint(name="x", url="http://x/v1"), model="newer")
+    assert (value.name, value.model) == ("x", "newer")
+
+
+def test_disconnect_closes_and_the_next_run_sends_everything(new, peer):
+    """Before the first run it does nothing."""
+    other = peer([[completed("resp_1")]], [[completed("resp_2")]])
+    session = new(other.endpoint())
+
+    session.disconnect()
+    session.run("one")
+    session.disconnect()
+    assert other.seen[0].close_code() == 1000
+    session.run("two")
+    assert len(other.seen[1].frames[0]["input"]) == 2
+    assert session.turns["previous_response_id"].isna().all()
+
+
+def test_reset_begins_a_new_conversation_on_the_same_connection(new, peer):
+    """Nothing of the old one is sent; the records stay."""
+    other = peer([[completed("resp_1")], [completed("resp_2")]])
+    session = new(other.endpoint())
+
+    session.run("one")
+    session.reset()
+    session.run("two")
+    _, frame = other.seen[0].frames
+    assert [text(item) for item in frame["input"]] == ["two"]
+    assert "previous_response_id" not in frame
+    assert len(session.turns) == 2
+
+
+def test_a_warm_up_is_no_turn(new, peer):
+    """It connects, sends what will be sent, and the first run goes on from it."""
+    other = peer([[completed("resp_0")], [completed("resp_1")]])
+    session = new(other.endpoint(), instructions="Be brief.")
+
+    session.warm()
+    assert len(session.turns) == 0
+    session.run("one")
+    warmed, asked = other.seen[0].frames
+    assert (warmed["generate"], warmed["instructions"]) == (False, "Be brief.")
+    assert asked["previous_response_id"] == "resp_0"
+    assert list(session.turns["reused"]) == [True]
+
+
+def test_a_warm_up_that_fails_says_why(new, unused_port):
+    """As a run would."""
+    with pytest.raises(ConnectionFailed):
+        new(f"http://127.0.0.1:{unused_port}/v1").warm()
+
+
+def test_an_interrupted_run_leaves_nothing_to_the_next(new, served):
+    """The socket of a run that was stopped is retired."""
+    session = new(served([{"text": "old", "then": "hang"}, {"text": "new"}]))
+
+    with pytest.raises(Interrupted):
+        session.run("one", front=At(TextDelta, lambda front: front.stop()))
+    assert session.run("two").text == "new"
+    assert list(session.turns["status"]) == ["interrupted", "completed"]
+    assert list(session.turns["connection"]) == [1, 2]
+
+
+def test_describe_says_where_the_session_stands(new, served):
+    """Before and after the first run."""
+    session = new(served([{"text": "a"}, {"text": "b"}]), model="m")
+
+    assert "connection  not connected" in session.describe()
+    session.run("one")
+    session.run("two")
+    said = session.describe()
+    assert f"endpoint    {session.endpoint.name} (http://127.0.0.1" in said
+    assert "model       m" in said
+    assert "connected (WebSocket 1, 2 turns" in said
+    assert "mode        ask" in said
+    assert "said        4 items" in said
+    assert "turns       2 in 2 cells, 50% of the input from the cache" in said
+    assert repr(session).startswith(f"<Session {session.id}: 127.0.0.1")
+
+
+# the end
+
+
+def test_closing_twice_is_closing_once_and_a_run_opens_again(new, peer):
+    """The peer hears 1000; the session can be used on."""
+    other = peer([[completed("resp_1")]], [[completed("resp_2")]])
+    session = new(other.endpoint())
+
+    session.close()
+    session.run("one")
+    session.close()
+    session.close()
+    assert other.seen[0].close_code() == 1000
+    session.run("two")
+    assert list(session.turns["connection"]) == [1, 2]
+
+
+def test_a_session_that_is_forgotten_says_goodbye(peer):
+    """Its connection closes and its thread ends."""
+    other = peer([[completed("resp_1")]])
+    session = Session(other.endpoint())
+    session.run("one")
+    thread = session._background._thread
+
+    del session
+    gc.collect()
+    assert other.seen[0].close_code() == 1000
+    assert not thread.is_alive()
+
+
+def test_a_run_ends_when_another_thread_closes_the_session(new, served):
+    """It is not left waiting for an answer that cannot come."""
+    session = new(served([{"text": "old", "then": "hang"}, {"text": "new"}]))
+    closing = threading.Thread(target=session.close)
+
+    with pytest.raises(AgentError):
+        session.run("one", front=At(TextDelta, lambda _: closing.start()))
+    closing.join(SECONDS)
+    assert not closing.is_alive()
+    assert session.run("two").text == "new"
+
+
+def test_a_session_of_the_process_is_made_once(monkeypatch):
+    """With what the user's configuration sets."""
+    monkeypatch.setattr(sessions, "_session", None)
+    monkeypatch.setitem(CONFIGURED, "mode", "auto")
+    monkeypatch.setitem(CONFIGURED, "endpoint", "http://127.0.0.1:1/v1")
+
+    session = ipy_agent.session()
+    assert session is ipy_agent.session()
+    assert session.mode == "auto"
+    assert session.endpoint.url == "http://127.0.0.1:1/v1"
+
+
+# other processes
+
+
+def process(code, *arguments):
+    """Run a program to its end and return its lines."""
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=environment
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    return done.stdout.splitlines()
+
+
+ENDS = """
+import sys
+from ipy_agent import Session
+
+session = Session(sys.argv[1])
+print(repr(session.run("one").text))
+"""
+
+
+def test_the_end_of_a_process_closes_with_1000(peer):
+    """Nobody has to call `close`, and nothing is printed."""
+    other = peer([[completed("resp_1")]])
+
+    assert process(ENDS, other.url) == ["''"]
+    assert other.seen[0].close_code() == 1000
+
+
+FORKS = """
+import os, sys, threading, warnings
+warnings.simplefilter("ignore")
+from ipy_agent import Session
+from ipy_agent.errors import UsageError
+
+session = Session(sys.argv[1])
+session.run("one")
+
+def child():
+    refused = 0
+    for call in (lambda: session.run("x"), session.warm, session.disconnect, session.reset):
+        try:
+            call()
+        except UsageError as error:
+            refused += "forked" in str(error)
+    session.close()
+    try:
+        session.run("after closing")
+    except UsageError:
+        refused += 1
+    return refused
+
+held = threading.Event(), threading.Event()
+if sys.argv[2] == "busy":
+    # Another thread of the parent has the session while this one forks.
+    def hold():
+        with session._busy:
+            held[0].set()
+            held[1].wait(20)
+    threading.Thread(target=hold).start()
+    held[0].wait(20)
+pid = os.fork()
+if pid == 0:
+    if sys.argv[2] == "leaves":
+        os._exit(child())
+    held[1].set()
+    sys.exit(child())
+held[1].set()
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+session.run("two")
+print(len(session.turns), session.turns["connection"].nunique())
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "leaves", "busy"])
+def test_a_forked_child_never_touches_the_socket(peer, how):
+    """It is refused, whatever it calls and however it ends; the parent's turn goes on."""
+    other = peer([[completed("resp_1")], [completed("resp_2")]])
+
+    assert process(FORKS, other.url, how) == ["5", "2 1"]
+    assert len(other.seen) == 1
+    assert len(other.seen[0].frames) == 2
+    assert other.seen[0].frames[1]["previous_response_id"] == "resp_1"
+    assert other.seen[0].close_code() == 1000
+
+
+FORKING_TOOL = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+import ipy_agent
+from ipy_agent.errors import UsageError
+
+@ipy_agent.tool
+def act() -> int:
+    '''Fork.'''
+    pid = os.fork()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) if pid else 0
+
+session = ipy_agent.Session(ipy_agent.Endpoint.named(sys.argv[1], key_env=sys.argv[2]), mode="auto")
+try:
+    print(session.run("go").text, flush=True)
+except UsageError as error:
+    sys.exit(7 if "forked" in str(error) else 1)
+print(session.tools["output"].tolist())
+"""
+
+
+def test_a_child_that_a_tool_forked_leaves_the_run_to_its_parent(served):
+    """The child's end of the run is an error; the parent's goes on as if nothing were."""
+    endpoint = served([CALL, {"text": "done"}])
+
+    assert process(FORKING_TOOL, endpoint.url, endpoint.key_env) == ["done", "['7']"]
+
+
+FRESH = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from ipy_agent import Session
+
+session = Session(sys.argv[1])
+session.run("one")
+pid = os.fork()
+if pid == 0:
+    Session(sys.argv[1]).run("mine")
+    sys.exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+session.run("two")
+"""
+
+
+def test_a_forked_child_may_have_a_session_of_its_own(peer):
+    """Its connection is another one and says goodbye by itself."""
+    other = peer(
+        [[completed("resp_1")], [completed("resp_2")]], [[completed("resp_3")]]
+    )
+
+    assert process(FRESH, other.url) == ["0"]
+    assert [len(seen.frames) for seen in other.seen] == [2, 1]
+    assert [seen.close_code() for seen in other.seen] == [1000, 1000]
