@@ -79,8 +79,12 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from ipy_agent.server.process import serve, server_token  # noqa: PLC0415
+    from ipy_agent.server.process import TOKEN_VARIABLE, serve, server_token  # noqa: PLC0415
 
+    from ipy_agent.transport.local import runtime_folder  # noqa: PLC0415
+
+    if TOKEN_VARIABLE not in os.environ:
+        print(f"the token is in {runtime_folder() / 'token'}", file=sys.stderr)
     serve(
         _engine(options),
         port=options.port,

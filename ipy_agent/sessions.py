@@ -11,7 +11,7 @@ Rule 2: a forked child has neither the thread nor the right to the socket.
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
 import threading
 import uuid
 import weakref
@@ -172,7 +172,7 @@ class Session:
         """Ask, run the tools that are called, and return the answer. Blocks.
 
         Args:
-            prompt: what is asked, sent as it is.
+            prompt: what is asked, sent as it is (but for halves of surrogate pairs).
             model: another model, for this run.
             mode: another approval mode, for this run.
             endpoint: another endpoint, for this run.
@@ -192,7 +192,7 @@ class Session:
         with self._one_at_a_time():
             on_offer = offered(TOOLS, settings.tools, target.hidden_tools)
             ask = Ask(
-                prompt=prompt,
+                prompt=prompt.encode("utf-8", "replace").decode(),
                 fields=self._fields_for(settings, target, on_offer),
                 endpoint=target.name,
                 budget_turns=settings.budget_turns,
@@ -262,8 +262,8 @@ class Session:
 
     def close(self) -> None:
         """Close the connections with 1000 and end the thread. A forked child does nothing."""
-        if self._background is not None:
-            _say_goodbye(self._background, self._ways)
+        if self._background is not None and self._background.ours:
+            self._goodbye()
             self._background = None
 
     # how it stands
@@ -284,6 +284,7 @@ class Session:
         read = sum(row.input_tokens or 0 for row in turns)
         cached = sum(row.cached_tokens or 0 for row in turns)
         share = f", {cached / read:.0%} of the input from the cache" if read else ""
+        said = self._conversation.items
         model = self.settings.model or self._endpoint.model or "the endpoint's own"
         return "\n".join(
             (
@@ -291,8 +292,7 @@ class Session:
                 f"model       {model}",
                 f"connection  {self._way_to(self._endpoint).describe()}",
                 f"mode        {self.settings.mode}",
-                f"said        {len(self._conversation.items)} items, "
-                f"{self._conversation.items.size:,} bytes",
+                f"said        {said.length} items, {said.size:,} bytes",
                 f"turns       {len(turns)} in {len(self.records.cells)} cells{share}",
             )
         )
@@ -324,13 +324,13 @@ class Session:
     def _loop(self) -> Background:
         if self._background is None:
             self._background = Background()
-            weakref.finalize(self, _say_goodbye, self._background, self._ways)
-        if self._background.pid != os.getpid():
-            raise UsageError("this process was forked: its session stays with the parent")
+            self._goodbye = weakref.finalize(self, _say_goodbye, self._background, self._ways)
         return self._background
 
     @contextlib.contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
+        if self._background is not None:
+            self._background.check()
         if self._busy_thread == threading.get_ident():
             raise UsageError("a run is under way: an agent cannot be asked from within a tool")
         with self._busy:
@@ -343,7 +343,7 @@ class Session:
 
 def _say_goodbye(background: Background, ways: dict[Endpoint, Transport]) -> None:
     """Close what is open: when the session is closed, forgotten, or the process ends."""
-    if background.pid != os.getpid() or background.loop.is_closed():
+    if not background.ours:
         return
     for way in ways.values():
         with contextlib.suppress(Exception):  # nobody is left to be told
@@ -353,7 +353,8 @@ def _say_goodbye(background: Background, ways: dict[Endpoint, Transport]) -> Non
 
 def _endpoint(endpoint: str | Endpoint | None, **changes: str | None) -> Endpoint:
     if isinstance(endpoint, Endpoint):
-        return endpoint
+        told: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
+        return dataclasses.replace(endpoint, **told)
     return Endpoint.default() if endpoint is None else Endpoint.named(endpoint, **changes)
 
 

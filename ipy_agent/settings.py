@@ -121,8 +121,9 @@ class Endpoint:
             if parts.username or parts.password:
                 raise UsageError("a key does not belong into a URL: name its variable (--key-env)")
             found = cls(name=parts.netloc, url=name)
-        changes = {"model": model, "key_env": key_env}
-        return dataclasses.replace(found, **{k: v for k, v in changes.items() if v is not None})
+        return dataclasses.replace(
+            found, model=model or found.model, key_env=key_env or found.key_env
+        )
 
     @classmethod
     def default(cls) -> Endpoint:
@@ -238,7 +239,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tools": (_are_names, "a tuple of names"),
     "store": (lambda value: isinstance(value, bool), "True or False"),
     "prompt_cache_key": (_is_text, "a text"),
-    "budget_turns": (lambda value: _is_number(value) and value == int(value), "a whole number above 0"),
+    "budget_turns": (
+        lambda value: _is_number(value) and value == int(value),
+        "a whole number above 0",
+    ),
     "budget_seconds": (_is_number, "a number above 0"),
 }
 

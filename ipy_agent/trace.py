@@ -31,7 +31,7 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
     """Something that our side did."""
 
 
-class RunBegan(Trace):
+class RunBegan(Trace, frozen=True):
     """A cell run began."""
 
     prompt: str
@@ -39,19 +39,19 @@ class RunBegan(Trace):
     branch: str = "main"
 
 
-class RunEnded(Trace):
+class RunEnded(Trace, frozen=True):
     """A cell run ended, with one of the statuses of a turn."""
 
     status: str
 
 
-class TurnBegan(Trace):
+class TurnBegan(Trace, frozen=True):
     """A turn begins; the clock of its latency starts."""
 
     model: str | None
 
 
-class RequestSent(Trace):
+class RequestSent(Trace, frozen=True):
     """The turn's request is on the wire. Told again, with a higher `attempt`, if re-sent.
 
     `full_bytes` is what a request with no memory on the other side would have sent.
@@ -69,19 +69,19 @@ class RequestSent(Trace):
     attempt: int = 0
 
 
-class ResponseEnded(Trace):
+class ResponseEnded(Trace, frozen=True):
     """The response's terminal event was read; nothing more comes of it."""
 
     received_bytes: int
 
 
-class ItemsAdded(Trace):
+class ItemsAdded(Trace, frozen=True):
     """The conversation grew by these items."""
 
     items: list[dict[str, Any]]
 
 
-class ToolBegan(Trace):
+class ToolBegan(Trace, frozen=True):
     """A tool call is about to be carried out."""
 
     call_id: str
@@ -89,7 +89,7 @@ class ToolBegan(Trace):
     arguments: str
 
 
-class ToolEnded(Trace):
+class ToolEnded(Trace, frozen=True):
     """A tool call has its output.
 
     `approval` is `auto` (nobody was asked), `yes`, `no`, or `none` where it did not come to
@@ -107,13 +107,13 @@ class ToolEnded(Trace):
     status: str
 
 
-class TurnEnded(Trace):
+class TurnEnded(Trace, frozen=True):
     """The turn and the tools that it called are done."""
 
     status: str
 
 
-class Notice(Trace):
+class Notice(Trace, frozen=True):
     """A line for the user: why the next thing takes a while, or goes another way."""
 
     text: str

@@ -98,7 +98,7 @@ TEXTS = st.lists(WORDS, max_size=40).map("".join)
 @example("a | b\n---|---\n1 | 2\n\nafter", [6, 7, 14], {0, 1, 2})
 @example("```\na\n\nb\n```\n\nc", [6, 7, 10], {0, 1, 2})
 @example("- a\n\n  b\n\nc\n", [4, 5, 9], {0, 1, 2})
-@example("[a]\n\n[a]: http://b.c\n", [5], {0, 1})
+@example("[a]\n\nb\n\n[a]: http://b.c\n", [8], {0, 1})
 @example("- ```\n\na\n", [], {0})
 @example("a\u2028b\fc\n\nd\n\ne\n", [7, 10], {0, 1, 2})
 @example("a\r\n\r\nb\r\n\r\nc", [2, 3, 4, 8], {0, 1, 2, 3})
@@ -181,6 +181,11 @@ def test_links_cannot_reach_back():
 def test_a_picture_is_shown_as_a_link():
     """Pictures are off: what would be fetched is a link that shows its host."""
     assert seen(markdown("![cat](https://a.example/cat.png)")).strip() == "!cat (a.example)"
+
+
+def test_raw_html_is_shown_as_it_was_written():
+    """Elements in a model's text are text."""
+    assert seen(markdown("a <b>c</b>\n\n<div>\nd")).split() == ["a", "<b>c</b>", "<div>", "d"]
 
 
 def test_tables_keep_their_alignment():

@@ -15,7 +15,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from IPython.core.error import StdinNotImplementedError
@@ -80,7 +80,9 @@ class _Call:
     def _said(self) -> str:
         """Return a call's one text argument as it is (code, mostly), other arguments as JSON."""
         with contextlib.suppress(msgspec.DecodeError):
-            arguments = list(msgspec.json.decode(self.began.arguments, type=dict[str, str]).values())
+            arguments = list(
+                msgspec.json.decode(self.began.arguments, type=dict[str, str]).values()
+            )
             if len(arguments) == 1:
                 return arguments[0]
         return self.began.arguments
@@ -117,7 +119,7 @@ class CellFront:
     def show(self, event: Event | Trace) -> None:
         """Take in what happened, and bring the screen up to date when it is time."""
         self._heard = self._clock()
-        take = _TAKES.get(type(event))
+        take = self._TAKES.get(type(event))
         if take is not None:
             take(self, event)
             self._due = True
@@ -173,22 +175,25 @@ class CellFront:
     # what each kind of event means for the screen
 
     def _text(self, event: TextDelta) -> None:
-        if not (self._parts and isinstance(self._parts[-1], _Text)):
-            self._parts.append(_Text())
-        self._parts[-1].add(event.delta)
+        last = self._parts[-1] if self._parts else None
+        if not isinstance(last, _Text):
+            last = _Text()
+            self._parts.append(last)
+        last.add(event.delta)
         self._status = ""
 
     def _item(self, event: ItemDone) -> None:
         """An item's own text wins over the deltas that led to it."""
         if event.item.get("type") != "message":
             return
-        said = text_of(event.item)
-        if self._parts and isinstance(self._parts[-1], _Text):
-            if self._parts[-1].text == said:
+        said, last = text_of(event.item), self._parts[-1] if self._parts else None
+        if isinstance(last, _Text):
+            if last.text == said:
                 return
             self._parts.pop()
-        self._parts.append(_Text())
-        self._parts[-1].add(said)
+        whole = _Text()
+        whole.add(said)
+        self._parts.append(whole)
 
     def _began(self, event: ToolBegan) -> None:
         self._parts.append(_Call(event))
@@ -200,21 +205,29 @@ class CellFront:
                 part.ended = event
                 return
 
-    def _say(self, text: str) -> None:
-        self._status = text
+    def _notice(self, event: Notice) -> None:
+        self._status = event.text
 
+    def _asking(self, _: TurnBegan) -> None:
+        self._status = "asking"
 
-_TAKES: dict[type, Callable[[CellFront, Any], None]] = {
-    TextDelta: CellFront._text,
-    ItemDone: CellFront._item,
-    ToolBegan: CellFront._began,
-    ToolEnded: CellFront._ended,
-    Notice: lambda front, event: front._say(event.text),
-    TurnBegan: lambda front, _: front._say("asking"),
-    RequestSent: lambda front, _: front._say("thinking"),
-    ResponseEnded: lambda front, _: front._say(""),
-    RunEnded: lambda front, _: front._say(""),
-}
+    def _thinking(self, _: RequestSent) -> None:
+        self._status = "thinking"
+
+    def _over(self, _: ResponseEnded | RunEnded) -> None:
+        self._status = ""
+
+    _TAKES: ClassVar[dict[type, Callable[[CellFront, Any], None]]] = {
+        TextDelta: _text,
+        ItemDone: _item,
+        ToolBegan: _began,
+        ToolEnded: _ended,
+        Notice: _notice,
+        TurnBegan: _asking,
+        RequestSent: _thinking,
+        ResponseEnded: _over,
+        RunEnded: _over,
+    }
 
 
 class PlainFront:

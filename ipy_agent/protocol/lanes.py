@@ -55,7 +55,7 @@ MOVES: dict[tuple[State, Side, str], State] = {
 }
 
 
-class IllegalMove(Exception):  # noqa: N818 (it says what it is)
+class IllegalMove(Exception):
     """Something was said that the lane's state does not allow. `side` is who said it."""
 
     def __init__(self, state: State, side: Side, said: str) -> None:

@@ -75,7 +75,7 @@ class Held(NamedTuple, Generic[Memory]):
     memory: Memory | None
 
 
-class NotHeld(KeyError):  # noqa: N818 (it says what it is)
+class NotHeld(KeyError):
     """No response of this id is held. The peer sends the whole input instead."""
 
 

@@ -48,7 +48,7 @@ _log = logging.getLogger("ipy_agent.server")
 _Message = MutableMapping[str, Any]
 
 
-class _Gone(Exception):  # noqa: N818 (it says what it is)
+class _Gone(Exception):
     """The client has gone: there is nobody to tell anything."""
 
 

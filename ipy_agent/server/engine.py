@@ -64,7 +64,7 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
 Piece = TextPiece | CallPiece | Finish
 
 
-class HangUp(Exception):  # noqa: N818 (an order, not a failure)
+class HangUp(Exception):
     """Break the connection on purpose: with a close code, or with a reset when it is `None`.
 
     As the cause of a `ResponseFailed` it is carried out after the failure has been told.

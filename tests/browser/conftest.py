@@ -116,7 +116,11 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     (silent / "notification.jupyterlab-settings").write_text(json.dumps(news), "utf-8")
     log = (tmp_path / "lab.log").open("wb")
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
-    command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--IdentityProvider.token={TOKEN}"]
+    command += [
+        "--ServerApp.ip=127.0.0.1",
+        "--ServerApp.port=0",
+        f"--IdentityProvider.token={TOKEN}",
+    ]
     command += [f"--ServerApp.root_dir={root}"]
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:

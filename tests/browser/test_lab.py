@@ -74,5 +74,7 @@ def test_a_saved_notebook_reads_well_untrusted_and_without_a_kernel(page, lab, s
     assert output.locator("details").count() == 3
     table = output.locator("table", has=page.locator("th", has_text="cached"))
     assert table.locator("tbody tr").count() == 4
-    drawn = "cells => cells.some(cell => getComputedStyle(cell).backgroundImage.includes('gradient'))"
+    drawn = (
+        "cells => cells.some(cell => getComputedStyle(cell).backgroundImage.includes('gradient'))"
+    )
     assert table.locator("tbody td").evaluate_all(drawn)

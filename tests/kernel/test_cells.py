@@ -69,7 +69,9 @@ def test_a_call_runs_only_after_a_yes(kernel, serve, answer, ran, status):
     assert "asked = 'yes'" in question
     assert cell.status == "ok"
     assert kernel.run("asked == 'yes'").value == str(ran)
-    assert kernel.run("ipy = __import__('ipy_agent').session().tools['status'].iloc[-1]; ipy").value == repr(status)
+    assert kernel.run(
+        "ipy = __import__('ipy_agent').session().tools['status'].iloc[-1]; ipy"
+    ).value == repr(status)
 
 
 def test_without_stdin_the_answer_is_no(kernel, serve):
@@ -97,7 +99,9 @@ def test_what_code_prints_raises_and_draws_shows_and_goes_to_the_model(kernel, s
 
     cell = kernel.run("%%agent --mode auto\nGo.")
 
-    outputs = kernel.run("print(__import__('json').dumps(__import__('ipy_agent').session().tools['output'].tail(3).tolist()))")
+    outputs = kernel.run(
+        "print(__import__('json').dumps(__import__('ipy_agent').session().tools['output'].tail(3).tolist()))"
+    )
     printed, raised, drawn = json.loads(outputs.stdout)
     assert printed == "printed\n[1, 2]"
     assert "ZeroDivisionError: division by zero" in raised
@@ -202,7 +206,8 @@ def test_what_does_not_fit_is_one_line_that_can_be_caught(kernel, serve, code, l
 
     cell = kernel.run(code)
     caught = kernel.run(
-        f"from ipy_agent import AgentError\ntry:\n    get_ipython().run_cell({code!r}).raise_error()\n"
+        "from ipy_agent import AgentError\ntry:\n"
+        f"    get_ipython().run_cell({code!r}).raise_error()\n"
         "except AgentError as e:\n    caught = e.code\ncaught"
     )
 
@@ -220,7 +225,9 @@ def test_the_model_that_is_not_served_is_named(kernel, serve):
     cell = kernel.run("%%agent -m gpt-unknown\nhi")
 
     assert cell.error == "ResponseFailed: no such"
-    assert kernel.run("__import__('ipy_agent').session().turns['status'].iloc[-1]").value == "'failed'"
+    assert (
+        kernel.run("__import__('ipy_agent').session().turns['status'].iloc[-1]").value == "'failed'"
+    )
 
 
 def test_the_session_is_exported_by_suffix(kernel, serve, tmp_path):

@@ -60,7 +60,9 @@ def test_an_exception_is_a_failed_result_with_the_last_lines(tools):
     assert len(result.text.splitlines()) < 20
 
 
-@pytest.mark.parametrize("code", ["x = (", "import nonesuch", "raise SystemExit(3)", "1/0", "%nope"])
+@pytest.mark.parametrize(
+    "code", ["x = (", "import nonesuch", "raise SystemExit(3)", "1/0", "%nope"]
+)
 def test_whatever_fails_is_told_and_raises_nothing(tools, code):
     """Syntax errors, exits and exceptions all come back as text."""
     result = tools["python"](code=code)

@@ -55,7 +55,11 @@ def test_brief_is_type_and_shape(value, said):
 def test_a_frame_tells_each_column_once():
     """Columns come with dtype, range or categories, and how many are missing."""
     frame = pd.DataFrame(
-        {"n": [1.5, None, 4.0], "kind": ["b", "a", "b"], "day": pd.date_range("2026-01-01", periods=3)}
+        {
+            "n": [1.5, None, 4.0],
+            "kind": ["b", "a", "b"],
+            "day": pd.date_range("2026-01-01", periods=3),
+        }
     )
 
     lines = preview("frame", frame).splitlines()

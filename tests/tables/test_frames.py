@@ -163,6 +163,9 @@ def test_a_cell_without_numbers_has_none(turn, records):
     assert all(pd.isna(row[name]) for name in unknown)
     assert row["model_ms"] == 1_000.25
 
+    records.turns[0] = turn(1)
+    assert tables.cells(records)["hit_rate"][0] == 0.4
+
 
 def test_a_message_is_a_row_an_item(records):
     """Each item has its place, its kind, what it says and how many bytes it is."""
@@ -212,6 +215,7 @@ def test_nothing_that_an_endpoint_says_breaks_a_frame(turn, text, tokens, cached
     recorder.messages.append(MessageRecord(cell=1, turn=1, branch="main", item=item))
 
     for frame in (make(recorder) for make in FRAMES.values()):
+        assert all(map(math.isfinite, frame.select_dtypes("Float64").stack().dropna()))
         file = io.BytesIO()
         frame.to_parquet(file)
         assert pd.read_parquet(file).dtypes.equals(frame.dtypes)

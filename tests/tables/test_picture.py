@@ -222,7 +222,7 @@ def test_words_of_others_are_harmless(turn):
 
 def test_bars_are_shares_of_the_longest_turn(turn):
     """The longest turn fills its bar, the others are in proportion to it."""
-    rows = [turn(1, latency_ms=600.0, tool_ms=400.0), turn(2, latency_ms=250.0, connect_ms=150.0)]
+    rows = [turn(1, latency_ms=300.0, tool_ms=200.0), turn(2, latency_ms=125.0, connect_ms=75.0)]
     page = turns_html([Line.of(row) for row in rows], totals_of(rows))
     _, first, second, _ = page.split("<tr><th>")
 

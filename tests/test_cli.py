@@ -1,0 +1,288 @@
+"""The command line: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from ipy_agent import __version__
+from ipy_agent.cli import main
+
+TOKEN = "a-token-of-the-tests"
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """The environment of a user who has nothing: an empty home, no keys."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    return {
+        **kept,
+        "HOME": str(tmp_path),
+        "XDG_RUNTIME_DIR": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+
+
+@pytest.fixture
+def ended(environment):
+    """Return a function that sees `python` through and returns exit code, output and errors."""
+
+    def run(*arguments, **more):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**environment, **more},
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def nothing_here(monkeypatch, tmp_path):
+    """No weights, and no variable that names some."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("IPY_AGENT_GGUF", "IPY_AGENT_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@contextlib.contextmanager
+def serving(environment, *more):
+    """Start a server; yields its process, once its line is there, and the line."""
+    command = [sys.executable, "-m", "ipy_agent", "serve", "--engine", "scripted", *more]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**environment, "IPY_AGENT_SERVER_TOKEN": TOKEN},
+    ) as process:
+        try:
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["serve", "--port", "x"],
+        ["serve", "--engine", "steam"],
+        ["serve", "--cache", "most"],
+        ["serve", "--slots", "0"],
+        ["serve", "--slots", "-1"],
+        ["serve", "--idle-exit", "0"],
+        ["serve", "--idle-exit", "nan"],
+        ["serve", "--script", "script.json"],
+        ["model"],
+        ["model", "fly"],
+        ["--fly"],
+    ],
+)
+def test_wrong_usage_ends_with_2(capsys, arguments):
+    """The usage is shown, and the last line says what is wrong."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.out == ""
+    assert said.err.startswith("usage: ipy-agent")
+    assert "error: " in said.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["model", "pull", "--help"]])
+def test_help_ends_with_0(capsys, arguments):
+    """It is on standard output."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ipy-agent")
+
+
+def test_it_has_a_version(capsys):
+    """The package's own."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        ("{", "cannot be read"),
+        ('{"text": "a"}', "not a JSON list"),
+        ('[{"text": "a"}, {"txt": "b"}]', "entry 2 of the script"),
+    ],
+)
+def test_a_bad_script_ends_with_2_and_a_line(capsys, tmp_path, content, said):
+    """Nothing is served, and nothing is on standard output."""
+    script = tmp_path / "script.json"
+    if content is not None:
+        script.write_text(content)
+
+    assert main(["serve", "--engine", "scripted", "--script", str(script)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("ipy-agent: ")
+    assert said in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_a_port_that_is_none_ends_with_2_and_a_line(capsys, port):
+    """The line names the port."""
+    assert main(["serve", "--engine", "scripted", "--port", port]) == 2
+    assert f"port {port} cannot be had" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_prints_one_line_and_answers(environment, tmp_path, number):
+    """The line is true, nothing else is printed to the end, and a signal ends it with 0."""
+    script = tmp_path / "script.json"
+    script.write_text('[{"text": "a"}]')
+
+    with serving(environment, "--script", str(script)) as (process, line):
+        url = line.removeprefix("listening on ").strip()
+        asked = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {TOKEN}"})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(asked, timeout=20) as answer:
+            models = json.load(answer)
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=20)
+
+    assert line == f"listening on {url}\n"
+    assert url.startswith("http://127.0.0.1:")
+    assert url.endswith("/v1")
+    assert [model["id"] for model in models["data"]] == ["scripted"]
+    assert (out, errors) == ("", "")
+    assert process.returncode == 0
+
+
+def test_serve_takes_the_port_that_is_named(environment, unused_port):
+    """A second server there is told so, and ends with 2."""
+    with serving(environment, "--port", str(unused_port)) as (_, line):
+        assert line == f"listening on http://127.0.0.1:{unused_port}/v1\n"
+        with serving(environment, "--port", str(unused_port)) as (second, nothing):
+            _, errors = second.communicate(timeout=20)
+
+    assert nothing == ""
+    assert second.returncode == 2
+    assert f"port {unused_port} cannot be had" in errors
+
+
+@pytest.mark.usefixtures("nothing_here")
+def test_model_list_shows_every_model_and_whether_it_is_here(capsys):
+    """A row a model: name, size, licence, state."""
+    assert main(["model", "list"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 3
+    assert any(row.startswith("qwen2.5-coder-1.5b-instruct") for row in rows)
+    assert all(row.endswith("not here") for row in rows)
+    assert all(" MB " in row for row in rows)
+
+
+@pytest.mark.usefixtures("nothing_here")
+def test_model_path_of_a_file_of_ones_own(capsys, tmp_path):
+    """It is where it was said to be."""
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(b"GGUF" + bytes(64))
+
+    assert main(["model", "path", str(file)]) == 0
+    assert capsys.readouterr().out.strip() == str(file)
+
+
+@pytest.mark.usefixtures("nothing_here")
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["model", "path"], 1, "ipy-agent model pull"),
+        (["model", "path", "no-such-model"], 2, "no model is named 'no-such-model'"),
+        (["model", "pull", "no-such-model"], 2, "no model is named 'no-such-model'"),
+        (["model", "pull", "/no/such/file.gguf"], 1, "/no/such/file.gguf"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line(capsys, arguments, code, said):
+    """1 for a job that failed, 2 for a name that is none."""
+    assert main(arguments) == code
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert said in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+def test_an_interrupt_ends_with_1_and_a_line(capsys, monkeypatch):
+    """Ctrl-C while a job runs shows no traceback."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ipy_agent.server.weights.known", interrupted)
+    assert main(["model", "list"]) == 1
+    assert capsys.readouterr().err == "ipy-agent: interrupted\n"
+
+
+def test_python_m_is_the_same(ended):
+    """It has the same name, exit codes and lines."""
+    assert ended("-m", "ipy_agent", "--version") == (0, f"{__version__}\n", "")
+    code, out, errors = ended("-m", "ipy_agent", "fly")
+    assert (code, out) == (2, "")
+    assert errors.startswith("usage: ipy-agent")
+    code, out, errors = ended("-m", "ipy_agent", "model", "path", "no-such-model")
+    assert (code, out) == (2, "")
+    assert errors.startswith("ipy-agent: no model is named")
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from ipy_agent.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_a_missing_extra_is_named(ended, missing):
+    """The line is what to type; what does not need the extra works without it."""
+    code, out, errors = ended("-c", BLOCKED, missing, "serve", "--engine", "scripted")
+    assert (code, out) == (1, "")
+    assert errors == (
+        "ipy-agent: the embedded server needs more packages: "
+        "pip install 'ipy-agent-live[local]'\n"
+    )
+    assert ended("-c", BLOCKED, missing, "model", "list")[0] == 0
+
+
+def test_the_command_line_loads_nothing_heavy(ended):
+    """Showing a version imports no web server, no pandas, no model."""
+    code = (
+        "import sys\nfrom ipy_agent.cli import main\n"
+        "try:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'pandas', 'IPython', 'ipywidgets', 'websockets', 'httpx2', 'starlette', 'uvicorn',"
+        " 'xllamacpp'}\nprint(sorted(heavy & sys.modules.keys()))"
+    )
+
+    assert ended("-c", code) == (0, f"{__version__}\n[]\n", "")
