@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,9 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--engine", choices=("llama", "scripted"), default="llama")
     serve.add_argument("--script", type=Path, metavar="FILE", help="what `scripted` answers")
     serve.add_argument("--model", metavar="NAME|PATH.gguf", help="what `llama` answers with")
-    serve.add_argument("--slots", type=int, default=4, help="conversations kept in KV (4)")
+    serve.add_argument(
+        "--slots", type=_above_zero(int), default=4, help="conversations kept in KV (4)"
+    )
     serve.add_argument("--cache", choices=("off", "latest", "all"), default="all")
-    serve.add_argument("--idle-exit", type=float, metavar="SECONDS", help="end when unused so long")
+    serve.add_argument(
+        "--idle-exit", type=_above_zero(float), metavar="SECONDS", help="end when unused so long"
+    )
     serve.add_argument("--runtime-file", type=Path, help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
 
@@ -72,6 +76,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the text is no number
+    return read
+
+
 def _demo(options: argparse.Namespace) -> None:
     from ipy_agent.demo import run  # noqa: PLC0415 (each command loads its own part)
 
@@ -80,10 +95,9 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     from ipy_agent.server.process import TOKEN_VARIABLE, serve, server_token  # noqa: PLC0415
-
     from ipy_agent.transport.local import runtime_folder  # noqa: PLC0415
 
-    if TOKEN_VARIABLE not in os.environ:
+    if options.runtime_file is None and TOKEN_VARIABLE not in os.environ:
         print(f"the token is in {runtime_folder() / 'token'}", file=sys.stderr)
     serve(
         _engine(options),
@@ -100,6 +114,8 @@ def _engine(options: argparse.Namespace) -> Engine:
         from ipy_agent.server import scripted  # noqa: PLC0415
 
         return scripted.ScriptedEngine(scripted.load(options.script) if options.script else ())
+    if options.script:
+        raise UsageError("--script is for --engine scripted: name both, or neither")
     from ipy_agent.server import weights  # noqa: PLC0415
     from ipy_agent.server.llama import LlamaEngine  # noqa: PLC0415
 

@@ -82,11 +82,11 @@ def serving(environment, *more):
         ["serve", "--port", "x"],
         ["serve", "--engine", "steam"],
         ["serve", "--cache", "most"],
+        ["serve", "--slots", "many"],
         ["serve", "--slots", "0"],
         ["serve", "--slots", "-1"],
         ["serve", "--idle-exit", "0"],
         ["serve", "--idle-exit", "nan"],
-        ["serve", "--script", "script.json"],
         ["model"],
         ["model", "fly"],
         ["--fly"],
@@ -104,7 +104,9 @@ def test_wrong_usage_ends_with_2(capsys, arguments):
     assert "error: " in said.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["model", "pull", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["model", "pull", "--help"]]
+)
 def test_help_ends_with_0(capsys, arguments):
     """It is on standard output."""
     with pytest.raises(SystemExit) as ended:
@@ -146,6 +148,12 @@ def test_a_bad_script_ends_with_2_and_a_line(capsys, tmp_path, content, said):
     assert len(told.err.splitlines()) == 1
 
 
+def test_a_script_without_its_engine_ends_with_2_and_a_line(capsys):
+    """It would be ignored."""
+    assert main(["serve", "--script", "script.json"]) == 2
+    assert capsys.readouterr().err.startswith("ipy-agent: --script is for --engine scripted")
+
+
 @pytest.mark.parametrize("port", ["99999", "-1"])
 def test_a_port_that_is_none_ends_with_2_and_a_line(capsys, port):
     """The line names the port."""
@@ -161,7 +169,9 @@ def test_serve_prints_one_line_and_answers(environment, tmp_path, number):
 
     with serving(environment, "--script", str(script)) as (process, line):
         url = line.removeprefix("listening on ").strip()
-        asked = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {TOKEN}"})
+        asked = urllib.request.Request(
+            f"{url}/models", headers={"Authorization": f"Bearer {TOKEN}"}
+        )
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(asked, timeout=20) as answer:
             models = json.load(answer)
@@ -270,8 +280,7 @@ def test_a_missing_extra_is_named(ended, missing):
     code, out, errors = ended("-c", BLOCKED, missing, "serve", "--engine", "scripted")
     assert (code, out) == (1, "")
     assert errors == (
-        "ipy-agent: the embedded server needs more packages: "
-        "pip install 'ipy-agent-live[local]'\n"
+        "ipy-agent: the embedded server needs more packages: pip install 'ipy-agent-live[local]'\n"
     )
     assert ended("-c", BLOCKED, missing, "model", "list")[0] == 0
 

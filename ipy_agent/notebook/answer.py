@@ -44,7 +44,7 @@ __all__ = ["CellFront", "PlainFront", "approved"]
 
 EVERY = 0.05
 SHOWN = 4_000
-QUIET_SECONDS = 10.0
+QUIET_SECONDS = 10
 
 
 class _Call:
@@ -106,8 +106,9 @@ class CellFront:
     def __init__(self, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._parts: list[_Text | _Call] = []
-        self._status = "connecting"
+        self._status = "beginning"
         self._heard = self._shown = clock()
+        self._silent = 0
         self._due = True
         self._cost = 0.0
         self._answer = DisplayHandle()
@@ -127,10 +128,9 @@ class CellFront:
 
     def tick(self) -> None:
         """Show that we are alive, and what is still unshown."""
-        silent = self._clock() - self._heard
-        if silent >= QUIET_SECONDS and self._status:
-            self._status = f"no data for {silent:.0f} s"
-            self._due = True
+        silent = int(self._clock() - self._heard)
+        if self._status and silent != self._silent:
+            self._silent, self._due = silent, True
         self._refresh()
 
     def approve(self, question: str) -> bool:
@@ -168,9 +168,16 @@ class CellFront:
         html = [part.html() for part in self._parts]
         plain = [part.plain() for part in self._parts]
         if self._status:
-            html.append(f'<div style="opacity:.6">{rendering.escape(self._status)} …</div>')
-            plain.append(f"({self._status} …)")
+            html.append(f'<div style="opacity:.6">{rendering.escape(self._sign())}</div>')
+            plain.append(f"({rendering.plain(self._sign())})")
         return {"text/html": "".join(html), "text/plain": "\n\n".join(plain)}
+
+    def _sign(self) -> str:
+        """Return the sign of life: what is waited for, and how long already."""
+        silent = int(self._clock() - self._heard)
+        if silent >= QUIET_SECONDS:
+            return f"{self._status} … no data for {silent} s"
+        return f"{self._status} … {silent} s" if silent else f"{self._status} …"
 
     # what each kind of event means for the screen
 

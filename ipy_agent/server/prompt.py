@@ -40,20 +40,23 @@ _TEXT = {
     "required": ["text"],
     "additionalProperties": False,
 }
-_GUIDE = """# Tools
+_GUIDE = (
+    """# Tools
 
 You may call one or more functions to assist with the user query.
 
 You are provided with function signatures within <tools></tools> XML tags:
 <tools>
-{signatures}
+""",
+    """
 </tools>
 
 For each function call, return a json object with function name and arguments within \
 <tool_call></tool_call> XML tags:
 <tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
-</tool_call>"""
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call>""",
+)
 
 
 class Tokens:
@@ -153,9 +156,9 @@ class Prompts:
         about = {"name": answer, "description": "Answer the user.", "parameters": schema or _TEXT}
         offered = [*tools, about] if tools else []
         signatures = "\n".join(_json({"type": "function", "function": each}) for each in offered)
-        said = [instructions] if instructions else []
-        said += [_GUIDE.format(signatures=signatures)] if offered else []
-        parts = self._turn("system", plain("\n\n".join(said))) if said else []
+        said = plain(instructions + "\n\n" if instructions and offered else instructions)
+        said += [_GUIDE[0], *plain(signatures), _GUIDE[1]] if offered else []
+        parts = self._turn("system", said) if said else []
         return Head(
             key=key,
             tokens=Tokens(None, self._tokenise(parts) if parts else ()),

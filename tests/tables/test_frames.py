@@ -215,10 +215,17 @@ def test_nothing_that_an_endpoint_says_breaks_a_frame(turn, text, tokens, cached
     recorder.messages.append(MessageRecord(cell=1, turn=1, branch="main", item=item))
 
     for frame in (make(recorder) for make in FRAMES.values()):
-        assert all(map(math.isfinite, frame.select_dtypes("Float64").stack().dropna()))
         file = io.BytesIO()
         frame.to_parquet(file)
         assert pd.read_parquet(file).dtypes.equals(frame.dtypes)
+
+
+def test_what_is_no_number_is_na(turn):
+    """NaN and infinity are no times, and integers over 64 bits no counts."""
+    recorder = Recorder()
+    recorder.turns.append(turn(ttft_ms=math.nan, latency_ms=math.inf, sent_bytes=2**63))
+
+    assert tables.turns(recorder)[["ttft_ms", "latency_ms", "sent_bytes"]].isna().all(axis=None)
 
 
 def test_paired_surrogates_are_one_character(records):
