@@ -97,10 +97,11 @@ def _serve(options: argparse.Namespace) -> None:
     from ipy_agent.server.process import TOKEN_VARIABLE, serve, server_token  # noqa: PLC0415
     from ipy_agent.transport.local import runtime_folder  # noqa: PLC0415
 
-    if options.runtime_file is None and TOKEN_VARIABLE not in os.environ:
+    engine = _engine(options)
+    if options.runtime_file is None and not os.environ.get(TOKEN_VARIABLE):
         print(f"the token is in {runtime_folder() / 'token'}", file=sys.stderr)
     serve(
-        _engine(options),
+        engine,
         port=options.port,
         token=server_token(),
         cache=options.cache,

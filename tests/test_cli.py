@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,12 @@ from ipy_agent import __version__
 from ipy_agent.cli import main
 
 TOKEN = "a-token-of-the-tests"
+
+
+@pytest.fixture(autouse=True)
+def _token(monkeypatch):
+    """No server writes a token into the home of whoever runs the tests."""
+    monkeypatch.setenv("IPY_AGENT_SERVER_TOKEN", TOKEN)
 
 
 @pytest.fixture
@@ -146,6 +153,22 @@ def test_a_bad_script_ends_with_2_and_a_line(capsys, tmp_path, content, said):
     assert told.err.startswith("ipy-agent: ")
     assert said in told.err
     assert len(told.err.splitlines()) == 1
+
+
+def test_serve_says_where_its_token_is(environment):
+    """Where nobody named one, a line on standard error tells the file; never the token."""
+    command = [sys.executable, "-m", "ipy_agent", "serve", "--engine", "scripted"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        process.stdout.readline()
+        process.terminate()
+        out, errors = process.communicate(timeout=20)
+
+    file = Path(errors.removeprefix("the token is in ").strip())
+    assert file.read_text() not in out + errors
+    assert file.is_relative_to(environment["HOME"])
+    assert process.returncode == 0
 
 
 def test_a_script_without_its_engine_ends_with_2_and_a_line(capsys):
@@ -290,8 +313,8 @@ def test_the_command_line_loads_nothing_heavy(ended):
     code = (
         "import sys\nfrom ipy_agent.cli import main\n"
         "try:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'pandas', 'IPython', 'ipywidgets', 'websockets', 'httpx2', 'starlette', 'uvicorn',"
-        " 'xllamacpp'}\nprint(sorted(heavy & sys.modules.keys()))"
+        "heavy = {'pandas', 'IPython', 'ipywidgets', 'websockets', 'httpx2', 'starlette',"
+        " 'uvicorn', 'xllamacpp'}\nprint(sorted(heavy & sys.modules.keys()))"
     )
 
     assert ended("-c", code) == (0, f"{__version__}\n[]\n", "")
