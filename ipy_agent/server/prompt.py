@@ -40,6 +40,11 @@ _TEXT = {
     "required": ["text"],
     "additionalProperties": False,
 }
+_COMPACT = {
+    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+}
+"""Without it a small model that may write white space sometimes writes nothing else."""
+
 _GUIDE = (
     """# Tools
 
@@ -62,20 +67,20 @@ For each function call, return a json object with function name and arguments wi
 class Tokens:
     """Token ids as they came, chunk by chunk: turns share what they have in common."""
 
-    __slots__ = ("_chunk", "_parent", "length")
+    __slots__ = ("chunk", "length", "parent")
 
     def __init__(self, parent: Tokens | None = None, chunk: Iterable[int] = ()) -> None:
-        self._parent = parent
-        self._chunk = tuple(chunk)
-        self.length: int = len(self._chunk) + (parent.length if parent else 0)
+        self.parent = parent
+        self.chunk = tuple(chunk)
+        self.length: int = len(self.chunk) + (parent.length if parent else 0)
 
     def ids(self) -> list[int]:
         """Return all of them in order."""
         chunks: list[tuple[int, ...]] = []
         node: Tokens | None = self
         while node is not None:
-            chunks.append(node._chunk)
-            node = node._parent
+            chunks.append(node.chunk)
+            node = node.parent
         return [each for chunk in reversed(chunks) for each in chunk]
 
 
@@ -90,6 +95,36 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     """The name that stands for a message."""
     schema: dict[str, Any] | None
     """What the client wants the text of a message to be, as a JSON schema."""
+
+    def grammar(self, choice: Any) -> dict[str, Any] | None:
+        """Return the JSON schema of the next reply, if it has to have one.
+
+        Args:
+            choice: the request's `tool_choice`.
+        """
+        if not self.calls:
+            return {**self.schema, **_COMPACT} if self.schema else None
+        names = [name for name in self.calls if self._offers(choice, name)]
+        if not names:
+            raise ResponseFailed(
+                "tool_choice names no tool of this request",
+                status=400,
+                code="invalid_value",
+                param="tool_choice",
+            )
+        calls = [
+            _call(name, _below(f"#/oneOf/{at}/properties/arguments", self.calls[name]))
+            for at, name in enumerate(names)
+        ]
+        return {"oneOf": calls, **_COMPACT}
+
+    def _offers(self, choice: Any, name: str) -> bool:
+        if not isinstance(choice, dict):
+            return {"none": name == self.answer, "required": name != self.answer}.get(str(choice), True)
+        if choice.get("type") == "allowed_tools":
+            named = any(tool.get("name") == name for tool in choice.get("tools") or ())
+            return named or (name == self.answer and choice.get("mode") != "required")
+        return choice.get("name") == name
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -139,6 +174,7 @@ class Prompts:
         """Return what is to be known when the conversation goes on.
 
         Args:
+            prompt: what the model was given.
             said: what the model generated, with or without its end of the turn; `None`
                 after a warm-up, which leaves the turn to the client.
         """
@@ -197,13 +233,36 @@ def plain(said: str) -> list[Part]:
     return [part for part in _MARK.split(said) if part]
 
 
+def _call(name: str, parameters: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, "arguments": parameters},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _below(place: str, schema: Any) -> Any:
+    """Return a schema that now stands at a place of another: its references go along."""
+    if isinstance(schema, list):
+        return [_below(place, each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: place + value[1:]
+        if name == "$ref" and isinstance(value, str) and value.startswith("#")
+        else _below(place, value)
+        for name, value in schema.items()
+    }
+
+
 def _key(fields: Fields) -> bytes:
     """Return what the head depends on, as JSON."""
     values = fields.values
-    said = values.get("tools")
-    tools = [_tool(tool) for tool in said or () if _is_function(tool)]
+    instructions = str(values.get("instructions") or "")
     try:
-        return msgspec.json.encode([values.get("instructions") or "", tools, _schema(values)])
+        tools = [_tool(tool) for tool in values.get("tools") or () if _is_function(tool)]
+        return msgspec.json.encode([instructions, tools, _schema(values)])
     except (TypeError, AttributeError) as error:
         raise ResponseFailed(
             f"the tools or the format cannot be read: {error}", status=400, code="invalid_value"

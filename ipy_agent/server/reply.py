@@ -58,6 +58,11 @@ class Reply:
             said += more
         return said
 
+    @property
+    def done(self) -> bool:
+        """Whether the reply has said all that it had to."""
+        return self._read == self._read_nothing
+
     def _read_name(self) -> _Pieces | None:
         found = self._cut(_NAME)
         if found is None:

@@ -739,9 +739,7 @@ def test_a_key_never_follows_a_redirect(run, peer, monkeypatch):
     assert elsewhere.seen == []
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:{port}/v1", "http://127.0.0.1:99999/v1", "http://a..b/v1"]
-)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/v1", "http://a..b/v1"])
 def test_an_address_where_nothing_answers(run, url, unused_port):
     """The error names the address and what to do."""
     url = url.format(port=unused_port)

@@ -1,0 +1,279 @@
+"""A GGUF model in memory: llama.cpp's slots, through xllamacpp.
+
+`Gguf` knows tokens and slots and nothing of conversations. Its methods block; any thread may
+call them, and threads on different slots run side by side.
+
+Rule 1: every request names its slot. One that does not takes somebody's cache.
+Rule 2: prompts are ids, never text: xllamacpp would read control tokens out of a text.
+Rule 3: xllamacpp's own port is a unix socket in a folder of ours, and no TCP at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import http.client
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ipy_agent.errors import MissingExtra, ModelUnavailable, ResponseFailed
+
+try:
+    import xllamacpp
+except ImportError as missing:
+    raise MissingExtra("the local model", "local") from missing
+
+__all__ = ["Completion", "Counts", "Gguf", "memory_available"]
+
+_BATCH = 128
+"""Tokens between two chances to stop a prefill: near 2 s on two cores."""
+
+_CONTEXTS = (8192, 4096, 2048)
+_KV_BYTES = 32 * 2**10
+_OVERHEAD_BYTES = 400 * 2**20
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a model has done since it was loaded, in tokens."""
+
+    prefilled: int = 0
+    generated: int = 0
+
+
+@dataclass(slots=True)
+class Completion:
+    """What came of one request. `ended` is `stop`, `length`, or `None` if it was stopped."""
+
+    ids: list[int] = field(default_factory=list)
+    timings: dict[str, Any] = field(default_factory=dict)
+    ended: str | None = None
+
+
+class Gguf:
+    """A loaded model; loading takes some seconds.
+
+    Args:
+        path: the model's file.
+        slots: how many KV caches it has.
+        context: tokens a slot; `None` for what the memory allows, 8192 at most.
+        threads: computing threads; `None` for one a core.
+
+    Raises:
+        ModelUnavailable: no such file, no such format, or not enough memory.
+    """
+
+    def __init__(
+        self, path: Path, *, slots: int, context: int | None = None, threads: int | None = None
+    ) -> None:
+        context = _context(path, slots, context)
+        self.counts = Counts()
+        self._folder = tempfile.TemporaryDirectory(prefix="ipy-agent-")
+        self._socket = f"{self._folder.name}/llama.sock"
+        try:
+            self._llama: Any = xllamacpp.Server(
+                _params(path, slots, context, threads or _cores(), self._socket)
+            )
+        except RuntimeError:
+            self._folder.cleanup()
+            raise ModelUnavailable(f"{path} is no model that llama.cpp can load") from None
+        settings = self._ask("GET", "/props")["default_generation_settings"]
+        self.window: int = settings["n_ctx"]
+        """Tokens a slot really has: never more than the model was trained for."""
+
+    def tokenise(self, parts: Sequence[str | int]) -> list[int]:
+        """Return the ids of texts, in which nothing is a control token; ids stay as they are."""
+        body = {"content": list(parts), "add_special": False, "parse_special": False}
+        return list(self._ask("POST", "/tokenize", body)["tokens"])
+
+    def control(self, token: str) -> int | None:
+        """Return the id of a control token, if the vocabulary has it."""
+        body = {"content": token, "add_special": False, "parse_special": True}
+        ids = self._ask("POST", "/tokenize", body)["tokens"]
+        return int(ids[0]) if len(ids) == 1 else None
+
+    def complete(
+        self,
+        slot: int,
+        prompt: Sequence[int],
+        *,
+        take: Callable[[str], None] = lambda _: None,
+        stop: Callable[[], bool] = lambda: False,
+        **options: Any,
+    ) -> Completion:
+        """Run a prompt on a slot to its end.
+
+        Args:
+            slot: which one.
+            prompt: what to begin with.
+            take: gets the text as it comes.
+            stop: asked between tokens, and between batches of the prompt.
+            options: further ones of llama.cpp's, such as `max_tokens` and `cache_prompt`.
+
+        Raises:
+            ResponseFailed: llama.cpp refused the request.
+        """
+        done, heard = Completion(), _Hearing(self.counts, take, stop)
+        if not stop():
+            asked = {"prompt": list(prompt), "id_slot": slot, "stream": True, "logprobs": 1}
+            self._llama.handle_completions({**asked, "return_progress": True, **options}, heard)
+        if heard.refusal is not None:
+            raise ResponseFailed(
+                f"llama.cpp refused: {heard.refusal.get('message')}",
+                status=heard.refusal.get("code") or 500,
+            )
+        done.ended, done.timings = heard.ended, heard.timings
+        done.ids = self._whole(heard.said, heard.timings.get("predicted_n"))
+        return done
+
+    def erase(self, slot: int) -> None:
+        """Overwrite what a slot holds: the shortest prompt is the only way there is."""
+        self.complete(slot, [0, 0, 0], max_tokens=1, cache_prompt=False)
+
+    def close(self) -> None:
+        """Unload. Nothing may be running."""
+        self._llama = None
+        gc.collect()
+        self._folder.cleanup()
+
+    def _whole(self, said: list[tuple[str, int]], count: int | None) -> list[int]:
+        """Return the ids of an answer.
+
+        Of a character that took several tokens only the last one's id is told: the others are
+        found again, and if that does not add up, the whole text is tokenised.
+        """
+        ids = [token for _, token in said]
+        if count is None or len(ids) == count:
+            return ids
+        ids = []
+        for text, token in said:
+            again = [] if text.isascii() else self.tokenise([text])
+            ids += again if again[-1:] == [token] else [token]
+        return ids if len(ids) == count else self.tokenise(["".join(text for text, _ in said)])
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        with contextlib.closing(_Line(self._socket)) as line:
+            said = None if body is None else json.dumps(body)
+            line.request(method, path, said, {"Content-Type": "application/json"})
+            return json.loads(line.getresponse().read())
+
+
+class _Hearing:
+    """What llama.cpp calls with each chunk; it goes on until this returns true."""
+
+    def __init__(
+        self, counts: Counts, take: Callable[[str], None], stop: Callable[[], bool]
+    ) -> None:
+        self.said: list[tuple[str, int]] = []
+        self.timings: dict[str, Any] = {}
+        self.ended: str | None = None
+        self.refusal: dict[str, Any] | None = None
+        self._counts = counts
+        self._take = take
+        self._stop = stop
+        self._prefilled = 0
+
+    def __call__(self, chunk: dict[str, Any]) -> bool:
+        if "error" in chunk:
+            self.refusal = chunk["error"]
+            return True
+        choice = chunk["choices"][0]
+        text = choice["text"]
+        if progress := chunk.get("prompt_progress"):
+            done = progress["processed"] - progress["cache"]
+            self._counts.prefilled += done - self._prefilled
+            self._prefilled = done
+        for token in (choice["logprobs"] or {}).get("content", ()):
+            self._counts.generated += 1
+            self.said.append((text, token["id"]))
+        self.ended = choice["finish_reason"] or self.ended
+        self.timings = chunk.get("timings") or self.timings
+        if self._stop():
+            return True
+        if text:
+            self._take(text)
+        return False
+
+
+class _Line(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
+def memory_available(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes may be taken: of the machine, and of a container's share of it.
+
+    What cannot be read counts as no limit.
+    """
+    free = [2**62]
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        machine = dict(_numbers(proc / "meminfo"))
+        free.append(machine["MemAvailable:"] * 1024)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(limit - used + dict(_numbers(cgroup / "memory.stat"))["inactive_file"])
+    return max(0, min(free))
+
+
+def _numbers(file: Path) -> Iterator[tuple[str, int]]:
+    for line in file.read_text().splitlines():
+        name, number, *_ = line.split()
+        yield name, int(number)
+
+
+def _context(path: Path, slots: int, asked: int | None) -> int:
+    """Return the tokens a slot, the most that there is room for unless they were asked for."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            known = file.read(4) == b"GGUF"
+    except OSError as error:
+        raise ModelUnavailable(f"{path} cannot be read: {error.strerror}") from None
+    if not known:
+        raise ModelUnavailable(f"{path} is no GGUF file")
+    free = memory_available()
+    for context in (asked,) if asked else _CONTEXTS:
+        need = size + _OVERHEAD_BYTES + slots * context * _KV_BYTES
+        if need <= free:
+            return context
+    raise ModelUnavailable(
+        f"the model needs about {need / 2**30:.1f} GB of memory and {free / 2**30:.1f} GB are "
+        "free: close something, or take a smaller model or fewer slots"
+    )
+
+
+def _cores() -> int:
+    """Return the cores this process may use: more threads than cores slow llama.cpp down."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+
+
+def _params(path: Path, slots: int, context: int, threads: int, address: str) -> Any:
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_parallel = slots
+    params.n_ctx = slots * context
+    params.n_batch = params.n_ubatch = _BATCH
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.hostnames = [address]
+    params.verbosity = -1
+    # Without these four a slot's cache is lost to another slot's prompt.
+    params.kv_unified = False
+    params.slot_prompt_similarity = 0.0
+    params.cache_ram_mib = 0
+    params.cache_idle_slots = False
+    for part in ("ui", "fit_params", "endpoint_slots"):
+        setattr(params, part, False)
+    return params
