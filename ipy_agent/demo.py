@@ -52,7 +52,11 @@ def run(out: Path, *, model: str | None = None) -> None:
     try:
         import nbformat  # noqa: PLC0415 (an extra's packages)
         from nbclient import NotebookClient  # noqa: PLC0415
-        from nbclient.exceptions import CellExecutionError  # noqa: PLC0415
+        from nbclient.exceptions import (  # noqa: PLC0415
+            CellExecutionError,
+            CellTimeoutError,
+            DeadKernelError,
+        )
         from nbconvert import HTMLExporter  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtra("the demo", "demo") from error
@@ -67,6 +71,7 @@ def run(out: Path, *, model: str | None = None) -> None:
         notebook,
         timeout=CELL_SECONDS,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(out)}},
         on_cell_executed=_print_output,
     )
@@ -75,6 +80,8 @@ def run(out: Path, *, model: str | None = None) -> None:
             client.execute(env=environment)
     except CellExecutionError as error:
         raise DemoFailed(f"the notebook stopped: {error.ename}: {error.evalue}") from None
+    except (CellTimeoutError, DeadKernelError) as error:
+        raise DemoFailed(f"the notebook stopped: {str(error).splitlines()[0]}") from None
     finally:
         nbformat.write(notebook, out / NOTEBOOK)
     page, _ = HTMLExporter().from_notebook_node(notebook)

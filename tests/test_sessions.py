@@ -579,7 +579,7 @@ def test_the_end_of_a_process_closes_with_1000(peer):
 
 FORKS = """
 import os, sys, threading, warnings
-warnings.simplefilter("ignore")
+warnings.filterwarnings("ignore", message=".*fork")
 from ipy_agent import Session
 from ipy_agent.errors import UsageError
 
@@ -636,7 +636,7 @@ def test_a_forked_child_never_touches_the_socket(peer, how):
 
 FORKING_TOOL = """
 import os, sys, warnings
-warnings.simplefilter("ignore")
+warnings.filterwarnings("ignore", message=".*fork")
 import ipy_agent
 from ipy_agent.errors import UsageError
 
@@ -664,7 +664,7 @@ def test_a_child_that_a_tool_forked_leaves_the_run_to_its_parent(served):
 
 FRESH = """
 import os, sys, warnings
-warnings.simplefilter("ignore")
+warnings.filterwarnings("ignore", message=".*fork")
 from ipy_agent import Session
 
 session = Session(sys.argv[1])

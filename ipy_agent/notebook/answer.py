@@ -6,7 +6,8 @@ both are static, so that a saved notebook shows them without a kernel.
 
 Rule 1: nothing that a model or a tool said reaches the screen but through `rendering`.
 Rule 2: a delta only adds to a text; the screen is brought up to date at most 20 times a
-second, and less often as the answer grows, so that the bytes sent stay linear in the text.
+second, and less often the more there is to send: an answer takes a bounded share of the wire.
+Rule 3: what is said later as a whole (an item, the terminal output) wins over the deltas.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-import msgspec
-from IPython.core.error import StdinNotImplementedError
 from IPython.display import DisplayHandle
 
 from ipy_agent import rendering
-from ipy_agent.agent.approval import YES
 from ipy_agent.agent.tools import bounded
 from ipy_agent.notebook.interrupt import interrupts_call, interrupts_raise
 from ipy_agent.notebook.panel import Panel
-from ipy_agent.protocol.events import Event, ItemDone, TextDelta
+from ipy_agent.notebook.terminal import SHOWN, approved
+from ipy_agent.protocol.events import (
+    Event,
+    ItemDone,
+    ResponseCompleted,
+    ResponseIncomplete,
+    TextDelta,
+)
+from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.items import text as text_of
 from ipy_agent.records import Recorder
+from ipy_agent.rendering import Growing
 from ipy_agent.trace import (
     Notice,
     RequestSent,
@@ -40,10 +47,10 @@ from ipy_agent.trace import (
     TurnBegan,
 )
 
-__all__ = ["CellFront", "PlainFront", "approved"]
+__all__ = ["CellFront"]
 
 EVERY = 0.05
-SHOWN = 4_000
+BYTES_A_SECOND = 50_000
 QUIET_SECONDS = 10
 
 
@@ -53,15 +60,16 @@ class _Call:
     def __init__(self, began: ToolBegan) -> None:
         self.began = began
         self.ended: ToolEnded | None = None
+        self._said, self._language = rendering.source(began.name, began.arguments)
 
     def html(self) -> str:
-        body = rendering.code(self._said())
+        body = rendering.code(self._said, self._language)
         if self.ended is not None:
             body += rendering.code(bounded(self.ended.output, SHOWN))
         return rendering.fold(self._title(), body, open=self.ended is None)
 
     def plain(self) -> str:
-        said = [f"[{self._title()}]", self._said()]
+        said = [f"[{self._title()}]", self._said]
         if self.ended is not None:
             said.append(f"-> {bounded(self.ended.output, SHOWN)}")
         return rendering.plain("\n".join(said))
@@ -77,23 +85,6 @@ class _Call:
             )
         )
 
-    def _said(self) -> str:
-        """Return a call's one text argument as it is (code, mostly), other arguments as JSON."""
-        with contextlib.suppress(msgspec.DecodeError):
-            arguments = list(
-                msgspec.json.decode(self.began.arguments, type=dict[str, str]).values()
-            )
-            if len(arguments) == 1:
-                return arguments[0]
-        return self.began.arguments
-
-
-class _Text(rendering.Growing):
-    """A message on the screen."""
-
-    def plain(self) -> str:
-        return rendering.plain(self.text)
-
 
 class CellFront:
     """Shows a run in the cell that made it.
@@ -105,15 +96,16 @@ class CellFront:
 
     def __init__(self, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._parts: list[_Text | _Call] = []
-        self._status = "beginning"
+        self._parts: list[Growing | _Call] = []
+        self._texts: dict[int, Growing] = {}
+        self._status: str | None = "beginning"
         self._heard = self._shown = clock()
-        self._silent = 0
+        self._pause = EVERY
         self._due = True
-        self._cost = 0.0
+        self._signed = ""
         self._answer = DisplayHandle()
         self._answer.display(self._bundle(), raw=True)
-        self._panel = Panel(recorder, since=len(recorder.turns))
+        self._panel = Panel(recorder, clock=clock, since=len(recorder.turns))
         self._below = DisplayHandle()
         self._below.display(self._panel.widget)
 
@@ -128,9 +120,7 @@ class CellFront:
 
     def tick(self) -> None:
         """Show that we are alive, and what is still unshown."""
-        silent = int(self._clock() - self._heard)
-        if self._status and silent != self._silent:
-            self._silent, self._due = silent, True
+        self._due |= self._sign() != self._signed
         self._refresh()
 
     def approve(self, question: str) -> bool:
@@ -150,7 +140,7 @@ class CellFront:
 
     def close(self) -> None:
         """Leave both displays static, with or without an answer."""
-        self._status = ""
+        self._status, self._due = None, True
         self._refresh(now=True)
         self._below.update(self._panel.static(), raw=True)
         self._panel.close()
@@ -158,49 +148,66 @@ class CellFront:
     def _refresh(self, *, now: bool = False) -> None:
         self._panel.refresh(force=now)
         began = self._clock()
-        if not self._due or (not now and began - self._shown < max(EVERY, 20 * self._cost)):
+        if not self._due or (not now and began - self._shown < self._pause):
             return
-        self._answer.update(self._bundle(), raw=True)
+        bundle = self._bundle()
+        self._answer.update(bundle, raw=True)
         self._shown, self._due = self._clock(), False
-        self._cost = self._shown - began
+        took, size = self._shown - began, sum(map(len, bundle.values()))
+        self._pause = max(EVERY, 20 * took, size / BYTES_A_SECOND)
 
     def _bundle(self) -> dict[str, str]:
-        html = [part.html() for part in self._parts]
-        plain = [part.plain() for part in self._parts]
-        if self._status:
-            html.append(f'<div style="opacity:.6">{rendering.escape(self._sign())}</div>')
-            plain.append(f"({rendering.plain(self._sign())})")
-        return {"text/html": "".join(html), "text/plain": "\n\n".join(plain)}
+        told = [(part.html(), plain) for part in self._parts if (plain := part.plain())]
+        self._signed = self._sign()
+        if self._signed:
+            sign = rendering.escape(self._signed)
+            told.append((f'<div style="opacity:.6">{sign}</div>', rendering.plain(self._signed)))
+        return {
+            "text/html": "".join(html for html, _ in told),
+            "text/plain": "\n\n".join(plain for _, plain in told),
+        }
 
     def _sign(self) -> str:
         """Return the sign of life: what is waited for, and how long already."""
         silent = int(self._clock() - self._heard)
+        if self._status is None:
+            return ""
         if silent >= QUIET_SECONDS:
-            return f"{self._status} … no data for {silent} s"
+            return f"{self._status or 'waiting'} … no data for {silent} s"
+        if not self._status:
+            return ""
         return f"{self._status} … {silent} s" if silent else f"{self._status} …"
+
+    def _message(self, index: int) -> Growing:
+        """Return the text of the turn's message at `index`, at the end if it is new."""
+        if index not in self._texts:
+            self._texts[index] = Growing()
+            self._parts.append(self._texts[index])
+        return self._texts[index]
 
     # what each kind of event means for the screen
 
     def _text(self, event: TextDelta) -> None:
-        last = self._parts[-1] if self._parts else None
-        if not isinstance(last, _Text):
-            last = _Text()
-            self._parts.append(last)
-        last.add(event.delta)
+        self._message(event.output_index).add(event.delta)
         self._status = ""
 
     def _item(self, event: ItemDone) -> None:
-        """An item's own text wins over the deltas that led to it."""
-        if event.item.get("type") != "message":
-            return
-        said, last = text_of(event.item), self._parts[-1] if self._parts else None
-        if isinstance(last, _Text):
-            if last.text == said:
-                return
-            self._parts.pop()
-        whole = _Text()
-        whole.add(said)
-        self._parts.append(whole)
+        self._whole({event.output_index: event.item})
+
+    def _output(self, event: ResponseCompleted | ResponseIncomplete) -> None:
+        said = dict(enumerate(event.response.output or ()))
+        messages = {index for index, item in said.items() if item.get("type") == "message"}
+        for index in self._texts.keys() - messages if messages else ():
+            self._parts.remove(self._texts.pop(index))
+        self._whole(said)
+
+    def _whole(self, items: dict[int, Item]) -> None:
+        for index, item in items.items():
+            if item.get("type") == "message":
+                streamed, said = self._message(index), text_of(item)
+                if streamed.text != said:
+                    self._texts[index] = Growing(said)
+                    self._parts[self._parts.index(streamed)] = self._texts[index]
 
     def _began(self, event: ToolBegan) -> None:
         self._parts.append(_Call(event))
@@ -216,9 +223,13 @@ class CellFront:
         self._status = event.text
 
     def _asking(self, _: TurnBegan) -> None:
+        self._texts = {}
         self._status = "asking"
 
     def _thinking(self, _: RequestSent) -> None:
+        """Wait for the turn's words; if it is sent again, those that came are said anew."""
+        while self._texts:
+            self._parts.remove(self._texts.popitem()[1])
         self._status = "thinking"
 
     def _over(self, _: ResponseEnded | RunEnded) -> None:
@@ -227,6 +238,8 @@ class CellFront:
     _TAKES: ClassVar[dict[type, Callable[[CellFront, Any], None]]] = {
         TextDelta: _text,
         ItemDone: _item,
+        ResponseCompleted: _output,
+        ResponseIncomplete: _output,
         ToolBegan: _began,
         ToolEnded: _ended,
         Notice: _notice,
@@ -235,51 +248,3 @@ class CellFront:
         ResponseEnded: _over,
         RunEnded: _over,
     }
-
-
-class PlainFront:
-    """Shows a run as plain text: terminal IPython starts a new line at every display update."""
-
-    def __init__(self) -> None:
-        self._fresh = True
-
-    def show(self, event: Event | Trace) -> None:
-        if isinstance(event, TextDelta):
-            print(rendering.plain(event.delta), end="", flush=True)
-            self._fresh = False
-        elif isinstance(event, Notice):
-            self._line(event.text)
-        elif isinstance(event, ToolBegan):
-            self._line(f"[{event.name}] {rendering.plain(event.arguments)}")
-        elif isinstance(event, ToolEnded):
-            self._line(rendering.plain(event.output))
-        elif isinstance(event, RunEnded):
-            self._line("")
-
-    def tick(self) -> None:
-        pass
-
-    def approve(self, question: str) -> bool:
-        with interrupts_raise():
-            return approved(question)
-
-    def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
-        return interrupts_call(stop)
-
-    def working(self) -> AbstractContextManager[object]:
-        return interrupts_raise()
-
-    def close(self) -> None:
-        pass
-
-    def _line(self, text: str) -> None:
-        print("" if self._fresh else "\n", text, sep="", flush=True)
-        self._fresh = True
-
-
-def approved(question: str) -> bool:
-    """Ask over `input()`; a front end without it cannot be asked, and that is a no."""
-    try:
-        return input(question).strip().lower() in YES
-    except (StdinNotImplementedError, EOFError):
-        return False

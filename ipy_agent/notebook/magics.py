@@ -33,7 +33,8 @@ from ipy_agent.notebook.preview import preview
 from ipy_agent.settings import CONFIGURED, MODES
 
 if TYPE_CHECKING:
-    from ipy_agent.notebook.answer import CellFront, PlainFront
+    from ipy_agent.notebook.answer import CellFront
+    from ipy_agent.notebook.terminal import PlainFront
     from ipy_agent.sessions import Session
 
 __all__ = ["AgentMagics", "load", "unload"]
@@ -147,10 +148,10 @@ class AgentMagics(Magics):
         return "\n\n".join([*previews, _HANDED_OVER.sub(r"`\1`", cell).strip("\n")])
 
     def _front(self) -> CellFront | PlainFront:
-        from ipy_agent.notebook import answer  # noqa: PLC0415 (widgets come with the first use)
+        from ipy_agent.notebook import answer, terminal  # noqa: PLC0415 (widgets come with a run)
 
         in_kernel = getattr(self.shell, "kernel", None) is not None
-        return answer.CellFront(self.session.records) if in_kernel else answer.PlainFront()
+        return answer.CellFront(self.session.records) if in_kernel else terminal.PlainFront()
 
     # what each `%agent` command does
 

@@ -328,6 +328,18 @@ def test_a_failure_on_a_later_turn_keeps_what_was_done(run):
     assert [row.status for row in runs.recorder.turns] == ["completed", "failed", "completed"]
 
 
+def test_an_empty_answer_is_an_answer(run):
+    """The prompt stays: it was answered, with nothing."""
+    runs = Runs([{"text": ""}, {"text": "2"}])
+
+    async def main():
+        return [await runs.run("one"), await runs.run("two")]
+
+    assert run(main()) == ["", "2"]
+    assert runs.said == ["one", "two", "2"]
+    assert runs.recorder.turns[1].held_items == 1
+
+
 def test_a_refusal_has_its_facts(run):
     """Status, code, parameter and seconds to wait are attributes; the text is one line."""
     facts = {"status": 429, "code": "slow", "message": "too\nfast", "param": "p"}

@@ -286,6 +286,27 @@ def test_a_stop_before_a_tool_begins_keeps_it_from_running(cell):
     assert one.run(Watching()) == "new"
 
 
+def test_a_stop_while_a_tool_is_being_begun_keeps_it_from_running(cell):
+    """Up to the moment when interrupts are the tool's, they are the run's."""
+    ran = []
+
+    def act():
+        """Act."""
+        ran.append(1)
+
+    class Late(Watching):
+        def working(self):
+            self.stop()
+            return super().working()
+
+    one = cell([calls("act"), {"text": "new"}], act)
+
+    with pytest.raises(Interrupted):
+        one.run(Late())
+    assert ran == []
+    assert one.run(Watching()) == "new"
+
+
 def test_a_stop_within_a_stop_is_one_stop(cell):
     """A second signal may come while the first is being handled."""
     one = cell([{"text": "old"}, {"text": "new"}], transport=Hanging)
@@ -332,7 +353,7 @@ def test_a_front_that_breaks_ends_the_run_with_its_own_error(cell):
     assert one.run(Watching()) == "new"
 
 
-def test_a_tool_that_outlives_its_budget_has_one_output(cell):
+def test_a_tool_that_outlives_its_budget_has_one_output(cell, caplog):
     """The run has ended when it returns; its late value changes nothing."""
     over = threading.Event()
 
@@ -357,6 +378,7 @@ def test_a_tool_that_outlives_its_budget_has_one_output(cell):
     assert one.statuses == ["failed"]
     assert sum(isinstance(event, ToolEnded) for event in front.shown) == 1
     assert one.run(Watching()) == "new"
+    assert caplog.records == []
 
 
 def test_a_loop_that_ends_under_a_tool_ends_the_run(cell):

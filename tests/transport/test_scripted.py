@@ -154,6 +154,7 @@ def test_an_entry_that_does_not_fit_is_told_when_the_script_is_given(entry):
 SCRIPT = [
     {"text": "a b c", "chunk_chars": 2},
     {"tool_calls": [{"name": "f", "arguments": {"x": 1}}], "text": "calling"},
+    {"text": "then this"},
     {"error": {"status": 429, "code": "slow", "message": "wait", "retry_after": 3}},
     {"text": "d"},
     {"text": ""},
@@ -175,7 +176,7 @@ def test_it_takes_what_the_embedded_server_takes(run, served):
 
     async def main(transport):
         items, turns = EMPTY, []
-        for prompt in ("one", "two", None, "three four", "five"):
+        for prompt in ("one", "two", None, "three four", "five", "six"):
             if prompt is None:
                 new = [output_of(call["call_id"], "o") for call in calls(output(turns[-1]))]
             else:

@@ -1,0 +1,715 @@
+"""A run on the screen: one display that grows, is bounded, harmless, and static at its end."""
+
+from __future__ import annotations
+
+import builtins
+import html
+import html.parser
+import json
+import re
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.error import StdinNotImplementedError
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from ipy_agent.agent.tools import Result, tool_of
+from ipy_agent.errors import BudgetExceeded
+from ipy_agent.notebook.answer import CellFront, PlainFront, approved
+from ipy_agent.protocol.events import (
+    ArgumentsDelta,
+    ItemDone,
+    Response,
+    ResponseCompleted,
+    ResponseCreated,
+    TextDelta,
+)
+from ipy_agent.records import Recorder
+from ipy_agent.sessions import Session
+from ipy_agent.trace import (
+    Notice,
+    RequestSent,
+    ResponseEnded,
+    RunBegan,
+    RunEnded,
+    ToolBegan,
+    ToolEnded,
+    TurnBegan,
+)
+from ipy_agent.transport.scripted import ScriptedTransport
+
+DAY = datetime(2026, 11, 22, tzinfo=UTC)
+HOSTILE = (
+    "<script>alert(1)</script><img src=x onerror=alert(1)> ![p](https://evil.example/p.png) "
+    "[click](javascript:alert(1)) <a href='javascript:alert(1)'>a</a> \x1b[31mred\x1b]0;title\x07 "
+    "a\u202eb <iframe src=//evil.example> </code></pre><svg onload=alert(1)> \x00"
+)
+ALLOWED = {
+    "a": {"href", "rel", "target"},
+    "code": {"class"},
+    "details": {"class", "open"},
+    "div": {"class", "style"},
+    "em": set(),
+    "p": set(),
+    "pre": {"style"},
+    "strong": set(),
+    "summary": set(),
+}
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Screen(CapturingDisplayPublisher):
+    """What reached the front end: displays in order, each in its last state, and every message."""
+
+    @property
+    def displays(self):
+        shown = {}
+        for message in self.outputs:
+            shown[message["transient"]["display_id"]] = message["data"]
+        return list(shown.values())
+
+    @property
+    def answer(self):
+        return self.displays[0]
+
+    @property
+    def plain(self):
+        return self.answer["text/plain"]
+
+    @property
+    def updates(self):
+        return [message["data"] for message in self.outputs if message["update"]]
+
+
+class Elements(html.parser.HTMLParser):
+    """Every element of a page with its attributes."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def shell():
+    quiet = Config()
+    quiet.HistoryManager.enabled = False
+    yield InteractiveShell.instance(config=quiet)
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def screen(shell, monkeypatch):
+    captured = Screen(outputs=[])
+    monkeypatch.setattr(shell, "display_pub", captured)
+    return captured
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def front(screen, clock):
+    """A front that has asked, and waits for the first words."""
+    made = CellFront(Recorder(), clock)
+    made.show(RunBegan(prompt="?", endpoint="local"))
+    ask(made)
+    return made
+
+
+def ask(front, attempt=0):
+    if not attempt:
+        front.show(TurnBegan(model=None))
+    front.show(
+        RequestSent(
+            transport="scripted",
+            connection=1,
+            reused=False,
+            connect_ms=None,
+            previous_response_id=None,
+            sent_items=1,
+            held_items=0,
+            sent_bytes=1,
+            full_bytes=1,
+            attempt=attempt,
+        )
+    )
+
+
+def message(text):
+    return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
+
+
+def say(front, text, index=0, size=3):
+    for at in range(0, len(text), size):
+        front.show(TextDelta(delta=text[at : at + size], output_index=index))
+
+
+def item(front, text, index=0):
+    front.show(ItemDone(output_index=index, item=message(text)))
+
+
+def end(front, *output):
+    front.show(ResponseCompleted(response=Response(id="r", status="completed", output=list(output))))
+    front.show(ResponseEnded(received_bytes=1))
+
+
+def call(front, output="42", name="python", arguments='{"code": "6 * 7"}', status="completed"):
+    said = {"call_id": "c", "name": name, "arguments": arguments}
+    front.show(ToolBegan(**said))
+    front.show(
+        ToolEnded(
+            **said,
+            output=output,
+            started_at=DAY,
+            duration_ms=1234.5,
+            approval="auto",
+            approval_ms=None,
+            status=status,
+        )
+    )
+
+
+def close(front):
+    front.show(RunEnded(status="completed"))
+    front.close()
+
+
+def size(bundle):
+    return len(json.dumps(bundle, ensure_ascii=False).encode())
+
+
+# how often, and how much
+
+
+@pytest.mark.parametrize("deltas", [7, 200, 5_000])
+def test_a_second_brings_at_most_twenty_updates(deltas, front, screen, clock):
+    """However many deltas arrive, the display is updated at most twenty times a second."""
+    before = len(screen.updates)
+
+    for _ in range(deltas):
+        clock.now += 1 / deltas
+        front.show(TextDelta(delta="x"))
+
+    assert min(deltas, 20) - 2 <= len(screen.updates) - before <= 20
+
+
+def test_deltas_that_arrive_at_once_are_shown_at_once(front, screen, clock):
+    """A burst costs one update, and what it left unshown comes when nothing else does."""
+    before = len(screen.updates)
+
+    clock.now += 1
+    say(front, "all of it", size=1)
+    assert len(screen.updates) == before + 1
+    assert screen.plain == "a"
+    clock.now += 0.1
+    front.tick()
+
+    assert screen.plain == "all of it"
+    assert len(screen.updates) == before + 2
+
+
+def test_an_event_that_shows_nothing_sends_nothing(front, screen, clock):
+    """Arguments that trickle in, and ticks, cost no update."""
+    clock.now += 1
+    front.tick()
+    before = len(screen.updates)
+
+    for _ in range(100):
+        clock.now += 0.5
+        front.show(ArgumentsDelta(delta="x"))
+        front.tick()
+
+    assert len(screen.updates) - before <= 1  # the seconds that were counted before go
+
+
+@pytest.mark.parametrize("delta", ["word", "a b\n", "é\n\n\n"])
+def test_a_long_answer_costs_a_bounded_multiple_of_itself(delta, front, screen, clock):
+    """200,000 characters in 50,000 deltas at 5 ms each send at most sixty times the answer."""
+    sent = 0
+
+    for _ in range(50_000):
+        clock.now += 0.005
+        front.show(TextDelta(delta=delta))
+        sent += sum(size(message["data"]) for message in screen.outputs if message["update"])
+        del screen.outputs[1:]
+    close(front)
+
+    assert sent + size(screen.displays[0]) <= 60 * size(screen.displays[0])
+
+
+def test_a_short_answer_is_shown_as_it_comes(front, screen, clock):
+    """Up to two thousand characters at the pace of a fast model, no word waits a fifth of a second."""
+    for number in range(400):
+        clock.now += 0.01
+        front.show(TextDelta(delta=f"{number:5d}"))
+        shown = int(screen.plain.split()[-1]) if number > 10 else number
+        assert number - shown <= 20
+
+
+# what is shown
+
+
+def test_an_items_own_text_wins_over_its_deltas(front, screen):
+    """What was streamed is replaced by what the item says in the end."""
+    say(front, "It is 41.")
+    item(front, "It is **42**.")
+    close(front)
+
+    assert screen.plain == "It is **42**."
+    assert screen.answer["text/html"].count("It is") == 1
+    assert "<strong>42</strong>" in screen.answer["text/html"]
+
+
+def test_messages_and_calls_stand_in_their_order(front, screen):
+    """Several messages in a response, and calls between responses, follow each other."""
+    say(front, "first", 0)
+    item(front, "first", 0)
+    say(front, "second", 1)
+    item(front, "second", 1)
+    end(front, message("first"), message("second"), {"type": "function_call"})
+    call(front, "4.2")
+    ask(front)
+    say(front, "third")
+    end(front, message("third"))
+    close(front)
+
+    assert screen.plain.split("\n\n") == ["first", "second", "[python · 1,234 ms]\n6 * 7\n-> 4.2", "third"]
+    assert re.findall(r"first|second|6 \* 7|4\.2|third", screen.answer["text/html"]) == [
+        *("first", "second", "6 * 7", "4.2", "third")
+    ]
+
+
+def test_a_message_without_deltas_leaves_the_one_before_it(front, screen):
+    """An item that was never streamed is shown beside those that were."""
+    say(front, "streamed", 0)
+    item(front, "streamed", 0)
+    item(front, "whole", 2)
+    close(front)
+
+    assert screen.plain == "streamed\n\nwhole"
+
+
+@pytest.mark.parametrize("streamed", [[], [(0, "half")], [(0, "said")], [(3, "said")]])
+def test_the_terminal_output_is_what_stays(streamed, front, screen):
+    """An endpoint may say all in its last event, or number its items otherwise before it."""
+    for index, text in streamed:
+        say(front, text, index)
+    end(front, {"type": "reasoning"}, message("said"))
+    close(front)
+
+    assert screen.plain == "said"
+
+
+def test_a_response_that_tells_no_output_keeps_what_was_streamed(front, screen):
+    """An empty terminal output takes nothing away."""
+    say(front, "streamed")
+    end(front)
+    close(front)
+
+    assert screen.plain == "streamed"
+
+
+def test_a_turn_that_is_sent_again_is_shown_once(front, screen):
+    """What came before the second sending goes; the turns before it stay."""
+    say(front, "turn one")
+    end(front, message("turn one"))
+    ask(front)
+    say(front, "It is 4")
+    ask(front, attempt=1)
+    say(front, "It is 42.")
+    end(front, message("It is 42."))
+    close(front)
+
+    assert screen.plain == "turn one\n\nIt is 42."
+
+
+def test_two_calls_of_one_id_each_keep_their_output(front, screen):
+    """Ids of calls may come again in a later turn."""
+    call(front, "one")
+    call(front, "two", status="failed")
+    close(front)
+
+    assert screen.plain.split("\n\n") == [
+        "[python · 1,234 ms]\n6 * 7\n-> one",
+        "[python · 1,234 ms · failed]\n6 * 7\n-> two",
+    ]
+
+
+def test_a_call_shows_its_code_open_and_folds_when_it_ended(front, screen):
+    """While a tool runs its code is to be seen; its output is behind its title."""
+    front.show(ToolBegan(call_id="c", name="python", arguments='{"code": "a = 1\\nb = 2"}'))
+    with front.working():
+        assert "a = 1\nb = 2" in html.unescape(screen.answer["text/html"])
+        assert ("details", "") in [(tag, told.get("open")) for tag, told in elements(screen)] or (
+            "details",
+            None,
+        ) in [(tag, told.get("open", "-")) for tag, told in elements(screen)]
+    call(front)
+    close(front)
+
+    assert 'open' not in elements(screen)[-1][1]
+
+
+def elements(screen):
+    return Elements(screen.answer["text/html"]).found
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": 1, "b": "two"}', '{"a": 1', "", "[1]", '"x"', "\ud83d", "[" * 100_000]
+)
+def test_arguments_that_are_no_code_are_shown_as_they_are(arguments, front, screen):
+    """Whatever a model passed can be read."""
+    call(front, arguments=arguments)
+    close(front)
+
+    shown = "".join(screen.plain.split())
+    assert "".join(arguments.replace("\ud83d", "\N{REPLACEMENT CHARACTER}").split()) in shown
+
+
+def test_a_tools_output_is_bounded_on_the_screen(front, screen):
+    """Of a long output head and tail are shown, and how much was left out."""
+    call(front, "begin" + "x" * 1_000_000 + "end")
+    close(front)
+
+    for shown in screen.answer.values():
+        assert len(shown) < 10_000
+        assert "begin" in shown
+        assert "end" in shown
+        assert "characters left out" in shown
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [
+        lambda front: say(front, HOSTILE, size=5),
+        lambda front: item(front, HOSTILE),
+        lambda front: end(front, message(HOSTILE)),
+        lambda front: call(front, name=HOSTILE),
+        lambda front: call(front, arguments=json.dumps({"code": HOSTILE})),
+        lambda front: call(front, arguments=HOSTILE),
+        lambda front: call(front, output=HOSTILE),
+        lambda front: call(front, status=HOSTILE),
+        lambda front: front.show(Notice(text=HOSTILE)),
+    ],
+)
+def test_nothing_hostile_becomes_an_element(tell, front, screen, clock):
+    """Scripts, script links, pictures, terminal codes and bidi marks never reach the page raw."""
+    clock.now += 1
+    tell(front)
+    clock.now += 30
+    front.tick()
+    front.close()
+
+    assert any("evil.example" in bundle["text/html"] for bundle in screen.updates)
+    for bundle in screen.updates:
+        assert set(bundle) == {"text/html", "text/plain"}
+        for text in bundle.values():
+            assert not set("\x1b\u202e\x00\x07") & set(text)
+    for page in [bundle["text/html"] for bundle in screen.updates if "<table" not in bundle["text/html"]]:
+        for tag, attributes in Elements(page).found:
+            assert set(attributes) <= ALLOWED[tag]
+            assert (attributes.get("href") or "https:").startswith("https:")
+
+
+@budget(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["a ", "**b**", "\n\n", "- c\n", "```\n", "<b>"]), st.floats(0, 2))),
+    st.booleans(),
+)
+def test_however_it_was_cut_the_end_is_the_same(pieces, whole):
+    """The final display depends on what was said, not on how and when it came."""
+    shell = InteractiveShell.instance()
+    ends = []
+    for told in (pieces, [("".join(text for text, _ in pieces), 0.0)]):
+        publisher, shell.display_pub = shell.display_pub, Screen(outputs=[])
+        try:
+            clock = Clock()
+            front = CellFront(Recorder(), clock)
+            ask(front)
+            for text, seconds in told:
+                clock.now += seconds
+                front.show(TextDelta(delta=text))
+                front.tick()
+            if whole:
+                item(front, "".join(text for text, _ in pieces))
+            close(front)
+            ends.append(shell.display_pub.answer)
+        finally:
+            shell.display_pub = publisher
+
+    assert ends[0] == ends[1]
+
+
+# signs of life
+
+
+def test_while_it_waits_the_status_counts_seconds(front, screen, clock):
+    """The line below the answer shows a number that grows, and changes once a second."""
+    before, shown = len(screen.updates), []
+    for _ in range(90):
+        clock.now += 0.1
+        front.tick()
+        shown.append(int("".join(re.findall(r"\d+", screen.plain)) or 0))
+
+    assert shown == sorted(shown)
+    assert shown[-1] >= 8
+    assert len(screen.updates) - before <= 10
+
+
+def test_silence_is_told_from_ten_seconds_on(front, screen, clock):
+    """`no data for N s` appears at ten seconds, counts on, and goes with the next event."""
+    clock.now += 9.9
+    front.tick()
+    assert "no data" not in screen.plain
+    clock.now += 0.2
+    front.tick()
+    assert "no data for 10 s" in screen.plain
+    assert "no data for 10 s" in screen.answer["text/html"]
+    clock.now += 5
+    front.tick()
+    assert "no data for 15 s" in screen.plain
+
+    front.show(ResponseCreated(response=Response(id="r")))
+    clock.now += 0.1
+    front.tick()
+
+    assert "no data" not in screen.plain
+
+
+def test_silence_in_the_middle_of_an_answer_is_told_too(front, screen, clock):
+    """A stream that stalls after its first words says so below them."""
+    say(front, "Half a sen")
+    clock.now += 5
+    front.tick()
+    assert screen.plain == "Half a sen"
+    clock.now += 7
+    front.tick()
+    assert screen.plain.startswith("Half a sen\n\n")
+    assert "no data for 12 s" in screen.plain
+
+    say(front, "tence.")
+    clock.now += 1
+    front.tick()
+
+    assert screen.plain == "Half a sentence."
+
+
+def test_a_notice_is_shown_while_it_holds(front, screen, clock):
+    """What takes long is said where the answer will be, and gives way to it."""
+    clock.now += 1
+    front.show(Notice(text="starting the local model"))
+    assert "starting the local model" in screen.plain
+    clock.now += 1
+    say(front, "Done.")
+    close(front)
+
+    assert screen.plain == "Done."
+
+
+# the end
+
+
+@pytest.mark.parametrize("silence", [0, 60])
+def test_the_end_is_static_and_says_no_status(silence, front, screen, clock):
+    """Two displays stay, of HTML and text alone; the widget is gone and nothing is waited for."""
+    say(front, "The answer.")
+    end(front, message("The answer."))
+    clock.now += silence
+    widget = front._panel.widget
+    assert widget.comm is not None
+    close(front)
+
+    answer, table = screen.displays
+    assert set(answer) == set(table) == {"text/html", "text/plain"}
+    assert answer["text/plain"] == "The answer."
+    assert "opacity" not in answer["text/html"]
+    assert "<table" in table["text/html"]
+    assert widget.comm is None
+
+
+@pytest.mark.parametrize("say_first", [True, False])
+def test_an_error_leaves_static_displays_too(say_first, front, screen):
+    """A run that broke leaves what was said, no status and no widget."""
+    if say_first:
+        say(front, "Half")
+    front.close()
+
+    answer, table = screen.displays
+    assert answer["text/plain"] == ("Half" if say_first else "")
+    assert set(answer) == set(table) == {"text/html", "text/plain"}
+
+
+def test_a_run_of_a_session_is_shown_whole(screen, clock):
+    """A front on a session shows words, call and output, and the session's turns below them."""
+    double = tool_of(lambda n: Result(str(2 * n)), name="double") if False else None
+    assert double is None
+    session = Session(
+        transport=ScriptedTransport(
+            [
+                {"text": "I ask.", "tool_calls": [{"name": "nonesuch", "arguments": {"n": 21}}]},
+                {"text": "So *be* it.", "chunk_chars": 2},
+            ]
+        )
+    )
+    front = CellFront(session.records, clock)
+    try:
+        answer = session.run("What?", front=front)
+    finally:
+        front.close()
+        session.close()
+
+    shown, table = screen.displays
+    assert answer.text == "So *be* it."
+    first, called, last = shown["text/plain"].split("\n\n")
+    assert (first, last) == ("I ask.", "So *be* it.")
+    assert "there is no tool 'nonesuch'" in called
+    assert "<b>2</b> turns" in table["text/html"]
+
+
+def test_a_run_that_fails_keeps_its_first_words(screen, clock):
+    """The error is the cell's; what was said before it stays."""
+    calls = {"text": "Once more.", "tool_calls": [{"name": "nonesuch"}]}
+    session = Session(transport=ScriptedTransport([calls] * 3), budget_turns=2)
+    front = CellFront(session.records, clock)
+    try:
+        with pytest.raises(BudgetExceeded):
+            session.run("What?", front=front)
+    finally:
+        front.close()
+        session.close()
+
+    assert screen.plain.count("Once more.") == 2
+    assert "…" not in screen.plain
+
+
+# questions
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("y", True), (" YES ", True), ("", False), ("n", False), ("yes please", False), ("ja", False)],
+)
+def test_only_a_plain_yes_is_a_yes(said, meant, monkeypatch):
+    """Anything but `y` or `yes` is a no."""
+    monkeypatch.setattr(builtins, "input", lambda question: said)
+
+    assert approved("Run it? ") is meant
+
+
+@pytest.mark.parametrize("error", [EOFError, StdinNotImplementedError])
+def test_who_cannot_be_asked_says_no(error, monkeypatch):
+    """A front end without input is a no, not an error."""
+
+    def refuse(question):
+        raise error
+
+    monkeypatch.setattr(builtins, "input", refuse)
+
+    assert approved("Run it? ") is False
+
+
+@pytest.mark.parametrize("kind", [CellFront, PlainFront])
+def test_what_led_to_a_question_is_shown_before_it(kind, screen, clock, monkeypatch, capsys):
+    """When the user is asked, all that was said so far is on the screen."""
+    front = kind(Recorder(), clock) if kind is CellFront else kind()
+    asked = []
+
+    def answer(question):
+        asked.append((question, capsys.readouterr().out or screen.plain))
+        return "y"
+
+    monkeypatch.setattr(builtins, "input", answer)
+    say(front, "I would like to run this.")
+
+    assert front.approve("Run it? ") is True
+    assert asked[0][0] == "Run it? "
+    assert "I would like to run this." in asked[0][1]
+
+
+# a terminal
+
+
+def test_a_terminal_gets_readable_text(capsys):
+    """Words as they come, a call as its code, its output, and one line end at the end."""
+    front = PlainFront()
+    front.show(Notice(text="starting"))
+    ask(front)
+    say(front, "I will compute.")
+    end(front, message("I will compute."))
+    call(front, "42", arguments='{"code": "x = 6\\nx * 7"}')
+    ask(front)
+    say(front, "It is 42.")
+    end(front, message("It is 42."))
+    close(front)
+
+    assert capsys.readouterr().out == (
+        "starting\nI will compute.\n[python]\nx = 6\nx * 7\n-> 42\nIt is 42.\n"
+    )
+
+
+def test_a_terminal_shows_several_messages_apart(capsys):
+    """Two messages of a response are two lines."""
+    front = PlainFront()
+    ask(front)
+    say(front, "one", 0)
+    item(front, "one", 0)
+    say(front, "two", 1)
+    end(front, message("one"), message("two"))
+    close(front)
+
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("last", [lambda front: item(front, "said"), lambda front: None])
+def test_a_terminal_shows_what_was_never_streamed(last, capsys):
+    """A message that came whole is printed, and once."""
+    front = PlainFront()
+    ask(front)
+    last(front)
+    end(front, message("said"))
+    ask(front)
+    end(front, message("again"))
+    close(front)
+
+    assert capsys.readouterr().out == "said\nagain\n"
+
+
+def test_a_terminal_is_not_driven_by_what_is_said(capsys):
+    """No control character of a model, a tool's name or its output reaches the terminal."""
+    front = PlainFront()
+    ask(front)
+    say(front, HOSTILE, size=2)
+    call(front, HOSTILE, name=HOSTILE, arguments=HOSTILE)
+    front.show(Notice(text=HOSTILE))
+    close(front)
+
+    assert not set("\x1b\u202e\x00\x07") & set(capsys.readouterr().out)
+
+
+def test_a_tools_output_is_bounded_in_a_terminal(capsys):
+    """Of a long output head and tail are printed."""
+    front = PlainFront()
+    call(front, "x" * 1_000_000)
+    close(front)
+
+    assert len(capsys.readouterr().out) < 5_000
