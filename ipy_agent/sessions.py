@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ipy_agent import tables
 from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import Conversation
-from ipy_agent.agent.loop import Ask, warm
+from ipy_agent.agent.loop import Ask, answer, warm
 from ipy_agent.agent.runs import Front, Quiet, attend
 from ipy_agent.agent.tools import TOOLS, Tool, offered
 from ipy_agent.background import Background
@@ -199,10 +199,9 @@ class Session:
                 budget_seconds=settings.budget_seconds,
             )
             worker = Worker(on_offer, settings.mode, front.approve, target)
+            way, said = self._way_to(target), self._conversation
             text = attend(
-                ask,
-                self._conversation,
-                self._way_to(target),
+                lambda perform, hear: answer(ask, said, way, perform, hear),
                 worker,
                 front,
                 self._loop(),
@@ -210,8 +209,11 @@ class Session:
             )
             return Answer(text, self.records, len(self.records.cells))
 
-    def warm(self) -> None:
+    def warm(self, front: Front | None = None) -> None:
         """Connect, and have the endpoint take in instructions, tools and what was said so far.
+
+        Args:
+            front: who looks on, since a server may have to start first; by default nobody.
 
         Raises:
             AgentError: as for a run.
@@ -219,8 +221,15 @@ class Session:
         with self._one_at_a_time():
             on_offer = offered(TOOLS, self.settings.tools, self._endpoint.hidden_tools)
             fields = self._fields_for(self.settings, self._endpoint, on_offer)
-            way = self._way_to(self._endpoint)
-            self._loop().call(warm(fields, self._conversation, way, lambda _: None))
+            way, said = self._way_to(self._endpoint), self._conversation
+            front = front or Quiet()
+            attend(
+                lambda _, hear: warm(fields, said, way, hear),
+                Worker({}, self.settings.mode, front.approve, self._endpoint),
+                front,
+                self._loop(),
+                lambda _: None,
+            )
 
     def connect(
         self, endpoint: str | Endpoint, *, model: str | None = None, key_env: str | None = None

@@ -308,6 +308,18 @@ def test_a_missing_extra_is_named(ended, missing):
     assert ended("-c", BLOCKED, missing, "model", "list")[0] == 0
 
 
+def test_a_missing_engine_is_named(ended, tmp_path):
+    """Without xllamacpp a model of one's own cannot be served: the line is what to type."""
+    file = tmp_path / "mine.gguf"
+    file.write_bytes(b"GGUF" + bytes(64))
+
+    code, out, errors = ended("-c", BLOCKED, "xllamacpp", "serve", "--model", str(file))
+    assert (code, out) == (1, "")
+    assert errors.splitlines()[-1].startswith("ipy-agent: ")
+    assert errors.splitlines()[-1].endswith("pip install 'ipy-agent-live[local]'")
+    assert "Traceback" not in errors
+
+
 def test_the_command_line_loads_nothing_heavy(ended):
     """Showing a version imports no web server, no pandas, no model."""
     code = (

@@ -28,6 +28,7 @@ from ipy_agent.protocol.events import TextDelta
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
 from ipy_agent.settings import CONFIGURED, Endpoint
+from ipy_agent.trace import RequestSent
 from ipy_agent.transport.scripted import ScriptedTransport
 
 SECONDS = 20
@@ -455,6 +456,23 @@ def test_a_warm_up_is_no_turn(new, peer):
     assert (warmed["generate"], warmed["instructions"]) == (False, "Be brief.")
     assert asked["previous_response_id"] == "resp_0"
     assert list(session.turns["reused"]) == [True]
+
+
+def test_a_warm_up_may_be_watched_and_stopped(new, peer):
+    """A front sees what it waits for; a stop is an `Interrupted`, and the next run works."""
+    other = peer([[]], [[completed("resp_1")]])
+    session = new(other.endpoint())
+    seen = []
+
+    def stop(front):
+        seen.append("sent")
+        front.stop()
+
+    with pytest.raises(Interrupted):
+        session.warm(At(RequestSent, stop))
+    assert seen == ["sent"]
+    assert session.run("one").text == ""
+    assert len(session.turns) == 1
 
 
 def test_a_warm_up_that_fails_says_why(new, unused_port):

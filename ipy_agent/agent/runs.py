@@ -11,22 +11,21 @@ import asyncio
 import concurrent.futures
 import contextlib
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from ipy_agent.agent.calls import Outcome, Worker
-from ipy_agent.agent.conversation import Conversation
-from ipy_agent.agent.loop import Ask, Hear, answer
+from ipy_agent.agent.loop import Hear, Perform
 from ipy_agent.background import Background
 from ipy_agent.errors import Interrupted
 from ipy_agent.protocol.events import Event
 from ipy_agent.protocol.items import Item
 from ipy_agent.trace import Trace
-from ipy_agent.transport import Transport
 
 __all__ = ["Front", "Quiet", "attend"]
 
+Begin = Callable[[Perform, Hear], Coroutine[Any, Any, str | None]]
 STOP_SECONDS = 1.0
 TICK_SECONDS = 0.1
 
@@ -87,16 +86,15 @@ class _Job:
             self.outcome.set_result(outcome)
 
 
-def attend(
-    ask: Ask,
-    conversation: Conversation,
-    transport: Transport,
-    worker: Worker,
-    front: Front,
-    background: Background,
-    record: Hear,
-) -> str:
+def attend(begin: Begin, worker: Worker, front: Front, background: Background, record: Hear) -> str:
     """Begin a run on the loop, see it through on this thread, and return the last words.
+
+    Args:
+        begin: makes the run, given what performs its calls and what hears of it.
+        worker: carries out its calls, here.
+        front: looks on, here.
+        background: has the loop.
+        record: is told everything, on the loop's thread.
 
     Raises:
         AgentError: what ended the run.
@@ -120,7 +118,7 @@ def attend(
         stops.append(None)
         inbox.put(None)
 
-    run = background.start(answer(ask, conversation, transport, perform, hear), done=inbox.put)
+    run = background.start(begin(perform, hear), done=inbox.put)
     try:
         with front.waiting(stop):
             return _see_through(inbox, stops, worker, front, background)
@@ -156,7 +154,7 @@ def _see_through(
             if outcome is not None:
                 message.done(outcome)
         elif isinstance(message, concurrent.futures.Future):
-            return str(message.result())
+            return message.result() or ""
         elif message is not None:
             front.show(message)
         if stops:

@@ -120,7 +120,6 @@ class CellFront:
 
     def tick(self) -> None:
         """Show that we are alive, and what is still unshown."""
-        self._due |= self._sign() != self._signed
         self._refresh()
 
     def approve(self, question: str) -> bool:
@@ -140,7 +139,7 @@ class CellFront:
 
     def close(self) -> None:
         """Leave both displays static, with or without an answer."""
-        self._status, self._due = None, True
+        self._status = None
         self._refresh(now=True)
         self._below.update(self._panel.static(), raw=True)
         self._panel.close()
@@ -148,7 +147,8 @@ class CellFront:
     def _refresh(self, *, now: bool = False) -> None:
         self._panel.refresh(force=now)
         began = self._clock()
-        if not self._due or (not now and began - self._shown < self._pause):
+        due = self._due or self._sign() != self._signed
+        if not due or (not now and began - self._shown < self._pause):
             return
         bundle = self._bundle()
         self._answer.update(bundle, raw=True)

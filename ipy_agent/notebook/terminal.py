@@ -8,6 +8,7 @@ Rule 1: nothing that a model or a tool said reaches the terminal but through `re
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -46,8 +47,7 @@ class PlainFront:
             if event.output_index not in self._streamed:
                 self._end_line()
                 self._streamed.add(event.output_index)
-            print(rendering.plain(event.delta), end="", flush=True)
-            self._fresh = False
+            self._write(event.delta)
         elif isinstance(event, ItemDone):
             self._whole({event.output_index: event.item})
         elif isinstance(event, (ResponseCompleted, ResponseIncomplete)):
@@ -89,12 +89,17 @@ class PlainFront:
 
     def _line(self, text: str) -> None:
         self._end_line()
-        print(rendering.plain(text), flush=True)
+        self._write(f"{text}\n")
 
     def _end_line(self) -> None:
         if not self._fresh:
-            print(flush=True)
-        self._fresh = True
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        said = rendering.plain(text)
+        sys.stdout.write(said)
+        sys.stdout.flush()
+        self._fresh = said.endswith("\n") if said else self._fresh
 
 
 def approved(question: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import Conversation
-from ipy_agent.agent.loop import Ask
+from ipy_agent.agent.loop import Ask, answer
 from ipy_agent.agent.runs import Quiet, attend
 from ipy_agent.agent.tools import tool_of
 from ipy_agent.background import Background
@@ -104,9 +104,7 @@ class Cell:
             budget_seconds=budget.get("budget_seconds", SECONDS),
         )
         return attend(
-            ask,
-            self.conversation,
-            self.transport,
+            lambda perform, hear: answer(ask, self.conversation, self.transport, perform, hear),
             Worker(self.tools, mode, front.approve, HERE),
             front,
             self.background,

@@ -18,9 +18,9 @@ from IPython.core.error import StdinNotImplementedError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from ipy_agent.agent.tools import Result, tool_of
 from ipy_agent.errors import BudgetExceeded
-from ipy_agent.notebook.answer import CellFront, PlainFront, approved
+from ipy_agent.notebook.answer import BYTES_A_SECOND, CellFront
+from ipy_agent.notebook.terminal import PlainFront, approved
 from ipy_agent.protocol.events import (
     ArgumentsDelta,
     ItemDone,
@@ -49,6 +49,7 @@ HOSTILE = (
     "[click](javascript:alert(1)) <a href='javascript:alert(1)'>a</a> \x1b[31mred\x1b]0;title\x07 "
     "a\u202eb <iframe src=//evil.example> </code></pre><svg onload=alert(1)> \x00"
 )
+PARAGRAPH = "Lorem ipsum *dolor* sit amet, **consectetur** adipiscing elit, sed do eiusmod.\n\n"
 ALLOWED = {
     "a": {"href", "rel", "target"},
     "code": {"class"},
@@ -128,7 +129,7 @@ def clock():
 
 
 @pytest.fixture
-def front(screen, clock):
+def front(screen, clock):  # noqa: ARG001 (it shows itself there)
     """A front that has asked, and waits for the first words."""
     made = CellFront(Recorder(), clock)
     made.show(RunBegan(prompt="?", endpoint="local"))
@@ -156,7 +157,11 @@ def ask(front, attempt=0):
 
 
 def message(text):
-    return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
+    return {
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": text}],
+    }
 
 
 def say(front, text, index=0, size=3):
@@ -169,7 +174,9 @@ def item(front, text, index=0):
 
 
 def end(front, *output):
-    front.show(ResponseCompleted(response=Response(id="r", status="completed", output=list(output))))
+    front.show(
+        ResponseCompleted(response=Response(id="r", status="completed", output=list(output)))
+    )
     front.show(ResponseEnded(received_bytes=1))
 
 
@@ -210,7 +217,7 @@ def test_a_second_brings_at_most_twenty_updates(deltas, front, screen, clock):
         clock.now += 1 / deltas
         front.show(TextDelta(delta="x"))
 
-    assert min(deltas, 20) - 2 <= len(screen.updates) - before <= 20
+    assert min(deltas, 10) - 1 <= len(screen.updates) - before <= 20
 
 
 def test_deltas_that_arrive_at_once_are_shown_at_once(front, screen, clock):
@@ -242,23 +249,38 @@ def test_an_event_that_shows_nothing_sends_nothing(front, screen, clock):
     assert len(screen.updates) - before <= 1  # the seconds that were counted before go
 
 
-@pytest.mark.parametrize("delta", ["word", "a b\n", "é\n\n\n"])
-def test_a_long_answer_costs_a_bounded_multiple_of_itself(delta, front, screen, clock):
-    """200,000 characters in 50,000 deltas at 5 ms each send at most sixty times the answer."""
+def stream(front, screen, clock, *, length, seconds):
+    """Stream an answer of four characters a delta, and return the bytes that updates took."""
+    text = (PARAGRAPH * length)[:length]
     sent = 0
-
-    for _ in range(50_000):
-        clock.now += 0.005
-        front.show(TextDelta(delta=delta))
+    for at in range(0, length, 4):
+        clock.now += seconds
+        front.show(TextDelta(delta=text[at : at + 4]))
         sent += sum(size(message["data"]) for message in screen.outputs if message["update"])
         del screen.outputs[1:]
+    return sent
+
+
+def test_a_long_answer_costs_a_bounded_multiple_of_itself(front, screen, clock):
+    """200,000 characters in 50,000 deltas at 5 ms each take at most sixty times their display."""
+    sent = stream(front, screen, clock, length=200_000, seconds=0.005)
     close(front)
 
-    assert sent + size(screen.displays[0]) <= 60 * size(screen.displays[0])
+    assert sent + size(screen.answer) <= 60 * size(screen.answer)
+
+
+@pytest.mark.parametrize("seconds", [0.0005, 0.04])
+def test_an_answer_takes_a_bounded_share_of_the_wire(seconds, front, screen, clock):
+    """However fast or slow a model is, updates take so many bytes a second, and the answer once."""
+    sent = stream(front, screen, clock, length=12_000, seconds=seconds)
+    close(front)
+
+    share = BYTES_A_SECOND * (clock.now - Clock.now)
+    assert share / 2 < sent <= 1.05 * (share + size(screen.answer))
 
 
 def test_a_short_answer_is_shown_as_it_comes(front, screen, clock):
-    """Up to two thousand characters at the pace of a fast model, no word waits a fifth of a second."""
+    """Up to 2,000 characters at the pace of a fast model no word waits a fifth of a second."""
     for number in range(400):
         clock.now += 0.01
         front.show(TextDelta(delta=f"{number:5d}"))
@@ -293,7 +315,12 @@ def test_messages_and_calls_stand_in_their_order(front, screen):
     end(front, message("third"))
     close(front)
 
-    assert screen.plain.split("\n\n") == ["first", "second", "[python · 1,234 ms]\n6 * 7\n-> 4.2", "third"]
+    assert screen.plain.split("\n\n") == [
+        "first",
+        "second",
+        "[python · 1,234 ms]\n6 * 7\n-> 4.2",
+        "third",
+    ]
     assert re.findall(r"first|second|6 \* 7|4\.2|third", screen.answer["text/html"]) == [
         *("first", "second", "6 * 7", "4.2", "third")
     ]
@@ -360,18 +387,17 @@ def test_a_call_shows_its_code_open_and_folds_when_it_ended(front, screen):
     front.show(ToolBegan(call_id="c", name="python", arguments='{"code": "a = 1\\nb = 2"}'))
     with front.working():
         assert "a = 1\nb = 2" in html.unescape(screen.answer["text/html"])
-        assert ("details", "") in [(tag, told.get("open")) for tag, told in elements(screen)] or (
-            "details",
-            None,
-        ) in [(tag, told.get("open", "-")) for tag, told in elements(screen)]
+        assert is_open(screen)
     call(front)
     close(front)
 
-    assert 'open' not in elements(screen)[-1][1]
+    assert not is_open(screen)
 
 
-def elements(screen):
-    return Elements(screen.answer["text/html"]).found
+def is_open(screen):
+    """Whether the last call on the screen is unfolded."""
+    folds = [told for tag, told in Elements(screen.answer["text/html"]).found if tag == "details"]
+    return "open" in folds[-1]
 
 
 @pytest.mark.parametrize(
@@ -425,15 +451,21 @@ def test_nothing_hostile_becomes_an_element(tell, front, screen, clock):
         assert set(bundle) == {"text/html", "text/plain"}
         for text in bundle.values():
             assert not set("\x1b\u202e\x00\x07") & set(text)
-    for page in [bundle["text/html"] for bundle in screen.updates if "<table" not in bundle["text/html"]]:
+    for page in [
+        bundle["text/html"] for bundle in screen.updates if "<table" not in bundle["text/html"]
+    ]:
         for tag, attributes in Elements(page).found:
             assert set(attributes) <= ALLOWED[tag]
             assert (attributes.get("href") or "https:").startswith("https:")
 
 
-@budget(max_examples=60, deadline=None)
+@budget(max_examples=30, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from(["a ", "**b**", "\n\n", "- c\n", "```\n", "<b>"]), st.floats(0, 2))),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a ", "**b**", "\n\n", "- c\n", "```\n", "<b>"]), st.floats(0, 2)
+        )
+    ),
     st.booleans(),
 )
 def test_however_it_was_cut_the_end_is_the_same(pieces, whole):
@@ -529,14 +561,12 @@ def test_a_notice_is_shown_while_it_holds(front, screen, clock):
 # the end
 
 
-@pytest.mark.parametrize("silence", [0, 60])
-def test_the_end_is_static_and_says_no_status(silence, front, screen, clock):
+def test_the_end_is_static_and_says_no_status(front, screen):
     """Two displays stay, of HTML and text alone; the widget is gone and nothing is waited for."""
-    say(front, "The answer.")
-    end(front, message("The answer."))
-    clock.now += silence
     widget = front._panel.widget
     assert widget.comm is not None
+    say(front, "The answer.")
+    end(front, message("The answer."))
     close(front)
 
     answer, table = screen.displays
@@ -547,22 +577,23 @@ def test_the_end_is_static_and_says_no_status(silence, front, screen, clock):
     assert widget.comm is None
 
 
-@pytest.mark.parametrize("say_first", [True, False])
-def test_an_error_leaves_static_displays_too(say_first, front, screen):
-    """A run that broke leaves what was said, no status and no widget."""
-    if say_first:
-        say(front, "Half")
+@pytest.mark.parametrize("words", ["Half", ""])
+@pytest.mark.parametrize("silence", [0, 1, 60])
+def test_a_run_that_is_cut_off_leaves_static_displays_too(silence, words, front, screen, clock):
+    """A run that broke while it waited leaves what was said, no status and no widget."""
+    say(front, words)
+    clock.now += silence
+    front.tick()
     front.close()
 
     answer, table = screen.displays
-    assert answer["text/plain"] == ("Half" if say_first else "")
+    assert answer["text/plain"] == words
+    assert "opacity" not in answer["text/html"]
     assert set(answer) == set(table) == {"text/html", "text/plain"}
 
 
 def test_a_run_of_a_session_is_shown_whole(screen, clock):
     """A front on a session shows words, call and output, and the session's turns below them."""
-    double = tool_of(lambda n: Result(str(2 * n)), name="double") if False else None
-    assert double is None
     session = Session(
         transport=ScriptedTransport(
             [
@@ -611,7 +642,7 @@ def test_a_run_that_fails_keeps_its_first_words(screen, clock):
 )
 def test_only_a_plain_yes_is_a_yes(said, meant, monkeypatch):
     """Anything but `y` or `yes` is a no."""
-    monkeypatch.setattr(builtins, "input", lambda question: said)
+    monkeypatch.setattr(builtins, "input", lambda _: said)
 
     assert approved("Run it? ") is meant
 
@@ -620,7 +651,7 @@ def test_only_a_plain_yes_is_a_yes(said, meant, monkeypatch):
 def test_who_cannot_be_asked_says_no(error, monkeypatch):
     """A front end without input is a no, not an error."""
 
-    def refuse(question):
+    def refuse(_):
         raise error
 
     monkeypatch.setattr(builtins, "input", refuse)
@@ -680,12 +711,13 @@ def test_a_terminal_shows_several_messages_apart(capsys):
     assert capsys.readouterr().out == "one\ntwo\n"
 
 
-@pytest.mark.parametrize("last", [lambda front: item(front, "said"), lambda front: None])
-def test_a_terminal_shows_what_was_never_streamed(last, capsys):
+@pytest.mark.parametrize("done", [True, False])
+def test_a_terminal_shows_what_was_never_streamed(done, capsys):
     """A message that came whole is printed, and once."""
     front = PlainFront()
     ask(front)
-    last(front)
+    if done:
+        item(front, "said")
     end(front, message("said"))
     ask(front)
     end(front, message("again"))

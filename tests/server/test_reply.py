@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -17,9 +18,7 @@ def said(whole, cuts=(), **options):
     reply = Reply("answer", **options)
     at = [0, *sorted(cuts), len(whole)]
     pieces = [
-        piece
-        for start, end in zip(at, at[1:], strict=False)
-        for piece in reply.feed(whole[start:end])
+        piece for start, end in itertools.pairwise(at) for piece in reply.feed(whole[start:end])
     ]
     text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
     arguments = "".join(piece.arguments for piece in pieces if isinstance(piece, CallPiece))
