@@ -22,8 +22,6 @@ Rule 2: facts are attributes, so that nobody has to read a message to act on it.
 Rule 3: `code` is stable and names the kind of failure; the endpoint's own code where it gave one.
 """
 
-
-
 from __future__ import annotations
 
 import copyreg

@@ -27,7 +27,7 @@ from ipy_agent.agent.runs import Front, Quiet, attend
 from ipy_agent.agent.tools import TOOLS, Tool, offered
 from ipy_agent.background import Background
 from ipy_agent.errors import UsageError
-from ipy_agent.protocol.events import Fields
+from ipy_agent.protocol.requests import Fields
 from ipy_agent.records import Recorder
 from ipy_agent.settings import CONFIGURED, Endpoint, Settings
 from ipy_agent.transport import Transport

@@ -26,13 +26,12 @@ from ipy_agent.protocol.events import (
     TERMINAL,
     Error,
     Event,
-    Fields,
     Reason,
-    Request,
     Response,
     ResponseFailedEvent,
 )
 from ipy_agent.protocol.items import Item, calls, output_of, text, user
+from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.trace import (
     ItemsAdded,
     RunBegan,

@@ -6,7 +6,9 @@ session, its socket, the tables and widgets come with the first cell that needs 
 
 from __future__ import annotations
 
+import keyword
 import re
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -15,22 +17,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from IPython.core.error import UsageError as WrongOption
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
-from IPython.core.magic_arguments import (
-    MagicArgumentParser,
-    argument,
-    magic_arguments,
-    parse_argstring,
-)
+from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_arguments
 from IPython.display import display
-from traitlets import Bool, Enum, Float, Int, Unicode
+from traitlets import Bool, Enum, Float, Int, TraitError, Unicode, validate
 from traitlets import List as ListOf
+from traitlets.config import Config
 
 from ipy_agent.agent.approval import verdict
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.errors import UsageError
 from ipy_agent.notebook.kernel import kernel_tools
 from ipy_agent.notebook.preview import preview
-from ipy_agent.settings import CONFIGURED, MODES
+from ipy_agent.settings import CONFIGURED, MODES, SETTINGS, Endpoint, Settings
 
 if TYPE_CHECKING:
     from ipy_agent.notebook.answer import CellFront
@@ -64,10 +62,16 @@ class AgentMagics(Magics):
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
         self._names = shell.user_ns
-        names = self.trait_names(config=True)
-        for name in names:
-            self._configure(name, getattr(self, name))
-        self.observe(lambda change: self._configure(change["name"], change["new"]), names)
+        for name in self.trait_names(config=True):
+            if getattr(self, name) is not None:
+                self._configure(name)
+
+    def update_config(self, config: Config) -> None:
+        """Take in settings, for `%config`; one that is said again holds again."""
+        super().update_config(config)
+        for name in config.get(type(self).__name__, ()):
+            if self.has_trait(name):
+                self._configure(name)
 
     @property
     def session(self) -> Session:
@@ -77,7 +81,7 @@ class AgentMagics(Magics):
         return session()
 
     @cell_magic("agent")
-    @magic_arguments()
+    @magic_arguments("%agent")
     @argument("-m", "--model", help="The model for this cell.")
     @argument("-o", "--output", metavar="NAME", help="Keep the answer's text in this variable.")
     @argument("--mode", choices=MODES, help="Which tools run in this cell.")
@@ -88,9 +92,10 @@ class AgentMagics(Magics):
         The answer streams into the cell, and the tools that the model calls run in this kernel.
         The prompt is sent as it is; $`name` hands over a short preview of a variable.
         """
-        options = self._options(lambda: parse_argstring(self.ask, line))
-        if options.output and not options.output.isidentifier():
-            raise UsageError(f"-o {options.output!r} is no name for a variable")
+        options = _options(self.ask.parser, line)
+        name = options.output
+        if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+            raise UsageError(f"-o {name!r} is no name for a variable")
         prompt = self._handed_over(cell)
         if not prompt.strip():
             raise UsageError("the prompt is empty: write what you want below %%agent")
@@ -105,8 +110,8 @@ class AgentMagics(Magics):
             )
         finally:
             front.close()
-        if options.output:
-            self._names[options.output] = answer.text
+        if name is not None:
+            self._names[name] = answer.text
 
     @line_magic("agent")  # type: ignore[arg-type]  # IPython annotates it for no function at all
     def tell(self, line: str) -> Any:
@@ -121,22 +126,32 @@ class AgentMagics(Magics):
         %agent mode read|ask|auto
         %agent export PATH [--table NAME]   .parquet .csv .json .jsonl .html .md
         """
-        options = self._options(lambda: _LINE.parse_argstring(line))
+        options = _options(_LINE, line)
         return self._COMMANDS[options.command](self, options)
 
-    def _options(self, parse: Callable[[], Any]) -> Any:
+    @validate("endpoint", *SETTINGS)
+    def _fits(self, proposal: Any) -> Any:
+        """Refuse what a session would refuse, before it is handed on."""
+        name, value = proposal["trait"].name, proposal["value"]
         try:
-            return parse()
-        except WrongOption as error:
-            raise UsageError(" ".join(str(error).split())) from None
+            if name == "endpoint" and value is not None:
+                Endpoint.named(value)
+            elif value is not None:
+                Settings().replace(**{name: _plain(value)})
+        except UsageError as error:
+            raise TraitError(str(error)) from None
+        return value
 
-    def _configure(self, name: str, value: Any) -> None:
-        """Hand a setting on to the session that is, or will be."""
-        if value is None:
-            return
-        CONFIGURED[name] = tuple(value) if isinstance(value, list) else value
+    def _configure(self, name: str) -> None:
+        """Hand a setting on to the session that is, or will be; unset, it is the default."""
+        value = _plain(getattr(self, name))
+        if value is not None:
+            CONFIGURED[name] = value
+        else:
+            CONFIGURED.pop(name, None)
+            value = Endpoint.default() if name == "endpoint" else getattr(Settings(), name)
         if "ipy_agent.sessions" in sys.modules:
-            self.session.configure(name, CONFIGURED[name])
+            self.session.configure(name, value)
 
     def _handed_over(self, cell: str) -> str:
         """Return the prompt with a preview of each variable that it hands over."""
@@ -177,11 +192,14 @@ class AgentMagics(Magics):
         print(f"the next cell goes to {chosen.name} ({chosen.url or 'embedded server'})")
 
     def _warm(self, _: Namespace) -> None:
-        self.session.warm()
+        from ipy_agent.notebook.terminal import PlainFront  # noqa: PLC0415
+
+        self.session.warm(PlainFront())
         print(f"warm: {self.session.describe().splitlines()[2]}")
 
     def _mode(self, options: Namespace) -> None:
         self.mode = options.mode
+        self._configure("mode")
         if options.mode == "auto":
             print("mode auto: every tool call runs in this kernel without asking")
 
@@ -206,6 +224,21 @@ class AgentMagics(Magics):
     }
 
 
+def _plain(value: Any) -> Any:
+    """Return a trait's value as a setting: a list as a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _options(parser: MagicArgumentParser, line: str) -> Any:
+    """Return what a line says; quotes hold words together, and a backslash is a backslash."""
+    words = shlex.shlex(line, posix=True, punctuation_chars=False)
+    words.whitespace_split, words.commenters, words.escape = True, "", ""
+    try:
+        return parser.parse_args(list(words))
+    except (WrongOption, ValueError) as error:
+        raise UsageError(" ".join(str(error).split())) from None
+
+
 def _line_parser() -> MagicArgumentParser:
     parser = MagicArgumentParser(prog="%agent")
     commands = parser.add_subparsers(dest="command", parser_class=MagicArgumentParser)
@@ -223,19 +256,31 @@ _LINE = _line_parser()
 
 
 def load(shell: InteractiveShell) -> None:
-    """Add the magics and the kernel's tools to a shell."""
-    shell.register_magics(AgentMagics(shell))
+    """Add the magics and the kernel's tools to a shell.
+
+    Raises:
+        UsageError: the user's configuration holds a value that does not fit.
+    """
+    try:
+        shell.register_magics(AgentMagics(shell))
+    except TraitError as error:
+        unload(shell)
+        raise UsageError(f"in the configuration of AgentMagics: {error}") from None
     for tool in kernel_tools(shell):
         TOOLS[tool.name] = tool
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Close the session, and take the magics and the kernel's tools away."""
+    """Take the magics and the kernel's tools away, and close the session."""
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("agent", None)
+    # IPython keeps whatever was made: `%config` would go on setting it.
+    shell.configurables[:] = [
+        one for one in shell.configurables if not isinstance(one, AgentMagics)
+    ]
+    for tool in kernel_tools(shell):
+        TOOLS.pop(tool.name, None)
     if "ipy_agent.sessions" in sys.modules:
         from ipy_agent.sessions import session  # noqa: PLC0415 (sockets come with the first use)
 
         session().close()
-    for kind in ("line", "cell"):
-        shell.magics_manager.magics[kind].pop("agent", None)
-    for tool in kernel_tools(shell):
-        TOOLS.pop(tool.name, None)

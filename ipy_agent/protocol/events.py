@@ -8,14 +8,13 @@ Fields that we have no use for are skipped while decoding: `created`, `in_progre
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ipy_agent.protocol.items import EMPTY, Chain, Item
+from ipy_agent.protocol.items import Item
 
 __all__ = [
     "TERMINAL",
@@ -25,12 +24,10 @@ __all__ = [
     "ContentPartDone",
     "Error",
     "Event",
-    "Fields",
     "ItemAdded",
     "ItemDone",
     "Other",
     "Reason",
-    "Request",
     "Response",
     "ResponseCompleted",
     "ResponseCreated",
@@ -285,100 +282,3 @@ _TAGS = frozenset(struct.__struct_config__.tag for struct in _Known.__args__)
 def encode(event: Event) -> bytes:
     """Return the frame of an event."""
     return _encoder.encode(event.frame if isinstance(event, Other) else event)
-
-
-class Fields:
-    """All of a request but its input: model, instructions, tools and whatever else is set.
-
-    Kept across turns and encoded once, since instructions and tools of 20 kB travel with
-    every turn. Two of them are equal when they would be encoded alike.
-    """
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self.values = values
-
-    @functools.cached_property
-    def encoded(self) -> bytes:
-        """The members as JSON, without the braces around them."""
-        return _encoder.encode(self.values)[1:-1]
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Fields) and self.encoded == other.encoded)
-
-    def __hash__(self) -> int:
-        return hash(self.encoded)
-
-    def __repr__(self) -> str:
-        return f"Fields({', '.join(self.values)})"
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A `response.create`. Above the transport `input` is the whole conversation.
-
-    `generate=False` makes it a warm-up: no output, but an id to continue from.
-    """
-
-    fields: Fields
-    input: Chain = EMPTY
-    previous_response_id: str | None = None
-    generate: bool = True
-    stream_id: str | None = None
-
-    def frame(self) -> bytes:
-        """Return the frame to send."""
-        return self._around(_encoder.encode(self.input.since(0)))
-
-    def size(self) -> int:
-        """Return the bytes of `frame()` without building it: it costs the same at any length."""
-        return len(self._around(b"[]")) + self.input.size + max(0, self.input.length - 1)
-
-    def _around(self, items: bytes) -> bytes:
-        head: dict[str, Any] = {"type": "response.create"}
-        if self.stream_id is not None:
-            head["stream_id"] = self.stream_id
-        if not self.generate:
-            head["generate"] = False
-        if self.previous_response_id is not None:
-            head["previous_response_id"] = self.previous_response_id
-        parts = (_encoder.encode(head)[1:-1], self.fields.encoded, b'"input":' + items)
-        return b"{" + b",".join(part for part in parts if part) + b"}"
-
-    @classmethod
-    def parse(cls, frame: str | bytes | dict[str, Any]) -> Request:
-        """Return the request that a client's frame or body holds.
-
-        Raises:
-            msgspec.DecodeError: it is not an object, nested too deeply, or a part of it has
-                the wrong shape.
-        """
-        try:
-            return cls._of(dict(frame) if isinstance(frame, dict) else _decode_any(frame))
-        except _UNREADABLE as error:
-            raise msgspec.DecodeError(str(error)) from None
-
-    @classmethod
-    def _of(cls, body: dict[str, Any]) -> Request:
-        body.pop("type", None)
-        own = msgspec.convert({name: body.pop(name, None) for name in _OWN}, _Own)
-        said = own.input
-        if isinstance(said, str):
-            said = [{"type": "message", "role": "user", "content": said}]
-        return cls(
-            fields=Fields(body),
-            input=EMPTY.extend(said or []),
-            previous_response_id=own.previous_response_id,
-            generate=own.generate is not False,
-            stream_id=own.stream_id,
-        )
-
-
-class _Own(msgspec.Struct):
-    """The members of a create that are not settings."""
-
-    input: str | list[Item] | None
-    previous_response_id: str | None
-    generate: bool | None
-    stream_id: str | None
-
-
-_OWN = _Own.__struct_fields__

@@ -14,8 +14,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from ipy_agent.protocol.events import Request
 from ipy_agent.protocol.items import EMPTY, Chain, Item
+from ipy_agent.protocol.requests import Request
 
 __all__ = ["Held", "Lineage", "NotHeld", "ResponseCache"]
 

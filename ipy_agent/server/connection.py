@@ -23,9 +23,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Event, Request, encode
+from ipy_agent.protocol.events import Event, encode
 from ipy_agent.protocol.lanes import CLIENT, SERVER, Lane
 from ipy_agent.protocol.lineage import Held, NotHeld, ResponseCache
+from ipy_agent.protocol.requests import Request
 from ipy_agent.server.composer import Composer, refusal
 from ipy_agent.server.engine import Engine, Finish, HangUp, Job
 from ipy_agent.server.frames import bad_request, check_input, check_lane, open_calls, read

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 import msgspec
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Request
 from ipy_agent.protocol.items import Item
+from ipy_agent.protocol.requests import Request
 
 __all__ = ["bad_request", "check_input", "check_lane", "open_calls", "read"]
 

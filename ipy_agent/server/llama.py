@@ -238,7 +238,7 @@ class LlamaEngine:
             max_tokens=min(asked if isinstance(asked, int) and asked > 0 else LONGEST_ANSWER, room),
             temperature=values.get("temperature") or 0,
             **({"top_p": values["top_p"]} if values.get("top_p") is not None else {}),
-            **({"json_schema": schema} if schema else {}),
+            schema=schema,
         )
         held = reply.done if prompt.head.calls else not schema or _is_json("".join(texts))
         if done.ended == "stop" and not held:

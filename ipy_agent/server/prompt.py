@@ -22,8 +22,8 @@ from typing import Any
 import msgspec
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Fields
 from ipy_agent.protocol.items import Item, text
+from ipy_agent.protocol.requests import Fields
 from ipy_agent.server.engine import Job
 
 __all__ = ["Head", "Memory", "Part", "Prompt", "Prompts", "Tokens", "plain"]
@@ -40,11 +40,6 @@ _TEXT = {
     "required": ["text"],
     "additionalProperties": False,
 }
-_COMPACT = {
-    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-}
-"""Without it a small model that may write white space sometimes writes nothing else."""
-
 _GUIDE = (
     """# Tools
 
@@ -103,7 +98,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
             choice: the request's `tool_choice`.
         """
         if not self.calls:
-            return {**self.schema, **_COMPACT} if self.schema else None
+            return self.schema
         names = [name for name in self.calls if self._offers(choice, name)]
         if not names:
             raise ResponseFailed(
@@ -116,11 +111,13 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
             _call(name, _below(f"#/oneOf/{at}/properties/arguments", self.calls[name]))
             for at, name in enumerate(names)
         ]
-        return {"oneOf": calls, **_COMPACT}
+        return {"oneOf": calls}
 
     def _offers(self, choice: Any, name: str) -> bool:
         if not isinstance(choice, dict):
-            return {"none": name == self.answer, "required": name != self.answer}.get(str(choice), True)
+            return {"none": name == self.answer, "required": name != self.answer}.get(
+                str(choice), True
+            )
         if choice.get("type") == "allowed_tools":
             named = any(tool.get("name") == name for tool in choice.get("tools") or ())
             return named or (name == self.answer and choice.get("mode") != "required")

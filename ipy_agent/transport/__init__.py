@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from ipy_agent.protocol.events import Event, Request
+from ipy_agent.protocol.events import Event
+from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import Trace
 
 __all__ = ["Stream", "Transport"]

@@ -35,10 +35,11 @@ from ipy_agent.errors import (
     ProtocolError,
     UpgradeRefused,
 )
-from ipy_agent.protocol.events import TERMINAL, Event, Request, ResponseCompleted, decode
+from ipy_agent.protocol.events import TERMINAL, Event, ResponseCompleted, decode
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.lanes import CLIENT, SERVER, IllegalMove, Lane, State
 from ipy_agent.protocol.lineage import Lineage
+from ipy_agent.protocol.requests import Request
 from ipy_agent.settings import Endpoint
 
 __all__ = ["MAX_FRAME", "Address", "Arrival", "Connection", "LiveLane", "open_connection"]

@@ -26,7 +26,6 @@ from ipy_agent.protocol.events import (
     ItemAdded,
     ItemDone,
     Reason,
-    Request,
     Response,
     ResponseCompleted,
     ResponseCreated,
@@ -35,6 +34,7 @@ from ipy_agent.protocol.events import (
 )
 from ipy_agent.protocol.items import Chain, Item, text
 from ipy_agent.protocol.lineage import Lineage
+from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
 

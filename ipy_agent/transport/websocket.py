@@ -16,8 +16,9 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 from ipy_agent.errors import AgentError, NoAnswer
-from ipy_agent.protocol.events import Error, Event, ItemDone, Request
+from ipy_agent.protocol.events import Error, Event, ItemDone
 from ipy_agent.protocol.items import Item
+from ipy_agent.protocol.requests import Request
 from ipy_agent.settings import Endpoint
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream

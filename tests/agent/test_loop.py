@@ -22,7 +22,6 @@ from ipy_agent.errors import (
 )
 from ipy_agent.protocol.events import (
     Error,
-    Fields,
     Reason,
     Response,
     ResponseCompleted,
@@ -31,6 +30,7 @@ from ipy_agent.protocol.events import (
     TextDelta,
 )
 from ipy_agent.protocol.items import text
+from ipy_agent.protocol.requests import Fields
 from ipy_agent.records import Recorder
 from ipy_agent.settings import Endpoint
 from ipy_agent.trace import ItemsAdded, RequestSent, RunEnded, ToolBegan, ToolEnded, TurnEnded

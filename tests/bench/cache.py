@@ -31,30 +31,33 @@ def session(cache: str, model: str | None) -> Iterator[Session]:
     assert server.stdout is not None
     url = server.stdout.readline().split()[-1]
     live = Session(Endpoint.named(url, key_env="IPY_AGENT_SERVER_TOKEN"))
-    yield live
-    live.close()
-    server.terminate()
-    server.wait()
-    server.stdout.close()
+    try:
+        yield live
+    finally:
+        live.close()
+        server.terminate()
+        server.wait()
+        server.stdout.close()
 
 
 def main(model: str | None) -> None:
     """Run both conversations in alternation and print their turns side by side."""
     os.environ["IPY_AGENT_SERVER_TOKEN"] = TOKEN
+    ratios = []
     with session("all", model) as kept, session("off", model) as forgotten:
-        for turn in range(TURNS):
+        print("turn | input cached   ttft ms | input cached   ttft ms | ratio")
+        for turn in range(1, TURNS + 1):
+            rows = []
             for each in (kept, forgotten):
-                each.run(OPENING if turn == 0 else FOLLOWING.format(n=turn))
-        ratios = []
-        print("turn  input  cached   ttft ms  |  input  cached   ttft ms   ratio")
-        for with_, without in zip(kept.records.turns, forgotten.records.turns, strict=True):
-            ratio = with_.ttft_ms / without.ttft_ms
-            row = f"{with_.input_tokens:6} {with_.cached_tokens:7} {with_.ttft_ms:9.0f}  |"
-            row += f" {without.input_tokens:6} {without.cached_tokens:7} {without.ttft_ms:9.0f}"
-            print(f"{with_.turn:4} {row}  {ratio:6.3f}")
-            if with_.turn > 1:
-                ratios.append(ratio)
-        print(f"{kept.records.turns[-1].model}: median ratio {statistics.median(ratios):.3f}")
+                each.run(OPENING if turn == 1 else FOLLOWING.format(n=turn))
+                rows.append(each.records.turns[-1])
+            told = (f"{r.input_tokens:5} {r.cached_tokens:6} {r.ttft_ms:9.0f}" for r in rows)
+            ratio = rows[0].ttft_ms / rows[1].ttft_ms
+            print(f"{turn:4} | {' | '.join(told)} | {ratio:.3f}", flush=True)
+            ratios.append(ratio)
+        print(
+            f"{rows[0].model}: from the second turn on, median {statistics.median(ratios[1:]):.3f}"
+        )
 
 
 if __name__ == "__main__":

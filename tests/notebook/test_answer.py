@@ -363,6 +363,8 @@ def test_a_turn_that_is_sent_again_is_shown_once(front, screen):
     ask(front)
     say(front, "It is 4")
     ask(front, attempt=1)
+    with front.working():
+        assert screen.plain == "turn one\n\nthinking …"
     say(front, "It is 42.")
     end(front, message("It is 42."))
     close(front)
@@ -661,12 +663,12 @@ def test_who_cannot_be_asked_says_no(error, monkeypatch):
 
 @pytest.mark.parametrize("kind", [CellFront, PlainFront])
 def test_what_led_to_a_question_is_shown_before_it(kind, screen, clock, monkeypatch, capsys):
-    """When the user is asked, all that was said so far is on the screen."""
+    """When the user is asked, all that was said so far is on the screen, in lines of its own."""
     front = kind(Recorder(), clock) if kind is CellFront else kind()
     asked = []
 
     def answer(question):
-        asked.append((question, capsys.readouterr().out or screen.plain))
+        asked.append((question, capsys.readouterr().out or f"{screen.plain}\n"))
         return "y"
 
     monkeypatch.setattr(builtins, "input", answer)
@@ -674,7 +676,7 @@ def test_what_led_to_a_question_is_shown_before_it(kind, screen, clock, monkeypa
 
     assert front.approve("Run it? ") is True
     assert asked[0][0] == "Run it? "
-    assert "I would like to run this." in asked[0][1]
+    assert asked[0][1].startswith("I would like to run this.\n")
 
 
 # a terminal
@@ -718,12 +720,25 @@ def test_a_terminal_shows_what_was_never_streamed(done, capsys):
     ask(front)
     if done:
         item(front, "said")
+        assert capsys.readouterr().out == "said\n"
     end(front, message("said"))
+    assert capsys.readouterr().out == ("" if done else "said\n")
     ask(front)
     end(front, message("again"))
     close(front)
 
-    assert capsys.readouterr().out == "said\nagain\n"
+    assert capsys.readouterr().out == "again\n"
+
+
+def test_a_terminal_prints_once_what_was_numbered_otherwise(capsys):
+    """Deltas that leave their item's number out are not followed by the same words again."""
+    front = PlainFront()
+    ask(front)
+    say(front, "said", 0)
+    end(front, {"type": "reasoning"}, message("said"))
+    close(front)
+
+    assert capsys.readouterr().out == "said\n"
 
 
 def test_a_terminal_is_not_driven_by_what_is_said(capsys):

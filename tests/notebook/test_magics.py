@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,18 +15,19 @@ from traitlets.config import Config
 
 from ipy_agent import sessions
 from ipy_agent.agent.tools import TOOLS
-from ipy_agent.errors import AgentError, ConnectionFailed, UsageError
+from ipy_agent.errors import AgentError, ConnectionFailed, ModelUnavailable, UsageError
 from ipy_agent.notebook.magics import AgentMagics
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
 from ipy_agent.settings import CONFIGURED, SETTINGS, Endpoint, Settings
 from ipy_agent.transport.scripted import ScriptedTransport
+from ipy_agent.transport.websocket import WebSocketTransport
 
 HERE = Endpoint.named("http://127.0.0.1:9/v1")
 WRONG = {
     "endpoint": "nowhere",
     "mode": "sometimes",
-    "tools": "python",
+    "tools": [3],
     "store": "no",
     "model": 3,
     "instructions": ["short"],
@@ -71,7 +73,8 @@ def process(monkeypatch):
 @pytest.fixture
 def shell(only_shell):
     """A shell with nothing of ours in it, as it is within a running cell."""
-    only_shell.reset()
+    only_shell.user_ns.clear()  # as `reset` does, which also collects garbage for long
+    only_shell.init_user_ns()
     before = only_shell.config
     with only_shell.display_trap:
         yield only_shell
@@ -88,13 +91,13 @@ def loaded(shell):
 
 
 @pytest.fixture
-def script(loaded, monkeypatch):
+def script(loaded, monkeypatch):  # noqa: ARG001 (tools are on offer when it is loaded)
     """Return a function that makes the process's session answer from a list."""
     made = []
 
     def use(*entries):
         transport = ScriptedTransport(entries)
-        made.append(Session(HERE, transport=transport, **CONFIGURED))
+        made.append(Session(transport=transport, **{"endpoint": HERE, **CONFIGURED}))
         monkeypatch.setattr(sessions, "_session", made[-1])
         return transport
 
@@ -145,7 +148,8 @@ def test_there_is_a_trait_a_setting():
     assert all(trait.help for trait in traits.values())
 
 
-def test_unset_traits_leave_the_defaults(loaded):
+@pytest.mark.usefixtures("loaded")
+def test_unset_traits_leave_the_defaults():
     """Loading sets nothing."""
     assert CONFIGURED == {}
     assert sessions.session().settings == Settings()
@@ -206,24 +210,30 @@ def test_a_wrong_value_is_one_line_and_changes_nothing(name, loaded, caplog, scr
     magics = loaded.find_cell_magic("agent").__self__
     assert getattr(magics, name) == RIGHT[name]
     assert value(sessions.session(), name) == before
-    monkeypatch_free = Session(**CONFIGURED)
-    assert value(monkeypatch_free, name) == RIGHT[name]
+    assert value(Session(**CONFIGURED), name) == RIGHT[name]
 
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_configuration_file_sets_what_is_loaded_later(name, shell):
     """What a file says (`c.AgentMagics.x = …`) holds from the first cell on."""
-    shell.config = shell.config + Config({"AgentMagics": {name: RIGHT[name]}})
+    shell.config = with_ours(shell.config, {name: RIGHT[name]})
     shell.extension_manager.load_extension("ipy_agent")
 
     assert value(sessions.session(), name) == RIGHT[name]
+
+
+def with_ours(config, told):
+    """Return a shell's configuration with ours in it."""
+    whole = copy.deepcopy(config)
+    whole.merge({"AgentMagics": told})
+    return whole
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_configuration_file_is_one_line(name, shell):
     """Loading fails with one error that names the setting, and leaves nothing half done."""
     right = shell.config
-    shell.config = right + Config({"AgentMagics": {name: WRONG[name]}})
+    shell.config = with_ours(right, {name: WRONG[name]})
 
     with pytest.raises(UsageError, match=name) as raised:
         shell.extension_manager.load_extension("ipy_agent")
@@ -312,6 +322,7 @@ def test_a_cell_is_sent_as_it_stands(script, ask):
         ("--model gpt-y", "model", "gpt-y"),
         ("--model='gpt y'", "model", "gpt y"),
         ('-m "gpt y"', "model", "gpt y"),
+        (r"-m C:\models\new.gguf", "model", r"C:\models\new.gguf"),
         ("", "model", None),
     ],
 )
@@ -515,7 +526,7 @@ def test_tables_are_frames_that_can_be_assigned(table, rows, loaded, script, ask
     pd.testing.assert_frame_equal(tell(table), frame)
 
 
-def test_toolbox_tells_each_tool_and_its_verdict(loaded, script, tell, capsys):
+def test_toolbox_tells_each_tool_and_its_verdict(script, tell, capsys):
     """Every tool with its parameters, what it does, and what the mode says of it."""
     script()
 
@@ -587,6 +598,23 @@ def test_warm_has_the_next_cell_reuse_what_it_made(script, ask, tell, capsys):
 
     assert [request.generate for request in transport.requests] == [False, True]
     assert sessions.session().turns["reused"].tolist() == [True]
+
+
+def test_warm_tells_what_takes_long(tell, capsys, monkeypatch):
+    """Where a server has to start first, its notices are printed as they come."""
+
+    async def locate(notice, *, model):  # noqa: ARG001 (any model is too large here)
+        notice("loading \x1b[1mthe model")
+        raise ModelUnavailable("no room for the model")
+
+    local = Endpoint.named("local")
+    session = Session(local, transport=WebSocketTransport(local, locate=locate))
+    monkeypatch.setattr(sessions, "_session", session)
+
+    with pytest.raises(ModelUnavailable):
+        tell("warm")
+
+    assert capsys.readouterr().out == "loading the model\n"
 
 
 def test_reset_begins_anew_and_keeps_the_records(script, ask, tell):
@@ -671,7 +699,7 @@ def test_in_a_shell_an_error_shows_as_one_line(loaded, script, capsys):
     loaded.run_cell("%agent mode always")
 
     assert capsys.readouterr().out.startswith("UsageError: argument mode: invalid choice: 'always'")
-    assert not isinstance(sessions.session().mode, type(None))
+    assert sessions.session().mode == "ask"
 
 
 # loading
@@ -731,10 +759,10 @@ settings = session.settings
 print(json.dumps([loaded, touched, settings.budget_turns, settings.mode, session.endpoint.name,
     settings.model]))
 """
-HEAVY = (
-    "pandas numpy ipywidgets websockets httpx2 starlette uvicorn xllamacpp markdown_it nh3 "
-    "genai_prices ipykernel ipy_agent.sessions"
-).split()
+HEAVY = [
+    *("pandas", "numpy", "ipywidgets", "websockets", "httpx2", "starlette", "uvicorn"),
+    *("xllamacpp", "markdown_it", "nh3", "genai_prices", "ipykernel", "ipy_agent.sessions"),
+]
 
 
 def test_settings_wait_for_a_session_that_is_not_made_by_them():

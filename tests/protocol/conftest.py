@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 
-from ipy_agent.protocol.events import Request, Response, ResponseCompleted, decode, encode
+from ipy_agent.protocol.events import Response, ResponseCompleted, decode, encode
 from ipy_agent.protocol.lineage import Lineage, NotHeld, ResponseCache
+from ipy_agent.protocol.requests import Request
 
 HOLDS_ENOUGH = 8
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipy_agent.protocol import items
-from ipy_agent.protocol.events import Fields, Request
 from ipy_agent.protocol.items import EMPTY, user
+from ipy_agent.protocol.requests import Fields, Request
 
 PROMPTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=5), max_size=8)
 

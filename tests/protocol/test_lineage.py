@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ipy_agent import protocol
-from ipy_agent.protocol.events import Fields, Request
 from ipy_agent.protocol.items import EMPTY, output_of, user
 from ipy_agent.protocol.lineage import Lineage, NotHeld, ResponseCache
+from ipy_agent.protocol.requests import Fields, Request
 
 FIELDS = (
     {"model": "m", "instructions": "be brief", "tools": [{"name": "f"}], "store": False},

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipy_agent.protocol.events import Fields, Request, decode
+from ipy_agent.protocol.events import decode
 from ipy_agent.protocol.items import EMPTY, user
+from ipy_agent.protocol.requests import Fields, Request
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 JSON = st.recursive(

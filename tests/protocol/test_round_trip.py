@@ -14,8 +14,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ipy_agent.protocol.events import Fields, Request
 from ipy_agent.protocol.items import EMPTY, output_of, user
+from ipy_agent.protocol.requests import Fields, Request
 
 FIELDS = (
     {"model": "m", "instructions": "be brief", "tools": [{"name": "f"}], "store": False},

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Request
+from ipy_agent.protocol.requests import Request
 from ipy_agent.server.frames import check_lane, open_calls, read
 
 CALL = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}

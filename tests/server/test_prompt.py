@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Fields
 from ipy_agent.protocol.items import EMPTY, output_of, user
+from ipy_agent.protocol.requests import Fields
 from ipy_agent.server.engine import Job
 from ipy_agent.server.prompt import Prompts, Tokens, plain
 

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from ipy_agent.errors import ResponseFailed, UsageError
-from ipy_agent.protocol.events import Fields
 from ipy_agent.protocol.items import EMPTY, output_of, user
+from ipy_agent.protocol.requests import Fields
 from ipy_agent.server.engine import CallPiece, Finish, HangUp, Job, TextPiece
 from ipy_agent.server.scripted import ScriptedEngine, load
 

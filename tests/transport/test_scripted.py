@@ -7,8 +7,9 @@ import contextlib
 import pytest
 
 from ipy_agent.errors import UsageError
-from ipy_agent.protocol.events import Error, Fields, Request, ResponseCompleted, TextDelta
+from ipy_agent.protocol.events import Error, ResponseCompleted, TextDelta
 from ipy_agent.protocol.items import EMPTY, calls, output_of, text, user
+from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.trace import RequestSent, ResponseEnded
 from ipy_agent.transport.scripted import ScriptedTransport
 from ipy_agent.transport.websocket import WebSocketTransport

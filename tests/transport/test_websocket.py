@@ -21,14 +21,13 @@ from ipy_agent.errors import (
 from ipy_agent.protocol.events import (
     TERMINAL,
     Error,
-    Fields,
     ItemDone,
     Other,
-    Request,
     ResponseFailedEvent,
     TextDelta,
 )
 from ipy_agent.protocol.items import EMPTY, text, user
+from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.settings import Endpoint
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport.connection import MAX_FRAME

@@ -1,0 +1,350 @@
+"""The user's interrupt, as real signals in this process: to the run or to the tool, never lost."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import signal
+import threading
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from ipy_agent.agent.tools import TOOLS, tool_of
+from ipy_agent.errors import Interrupted
+from ipy_agent.notebook.answer import CellFront
+from ipy_agent.notebook.interrupt import (
+    Gate,
+    interrupts_call,
+    interrupts_go_to,
+    interrupts_raise,
+)
+from ipy_agent.notebook.kernel import kernel_tools
+from ipy_agent.notebook.terminal import PlainFront
+from ipy_agent.protocol.events import TextDelta
+from ipy_agent.records import Recorder
+from ipy_agent.sessions import Session
+from ipy_agent.transport.scripted import ScriptedTransport
+
+
+def press():
+    """Press Ctrl-C: the handler has run when this returns."""
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    """The handler of the test's surroundings, which is back at its end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    try:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def shell():
+    quiet = Config()
+    quiet.HistoryManager.enabled = False
+    yield InteractiveShell.instance(config=quiet)
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def tools():
+    """The tools of the process are those of the test."""
+    before = dict(TOOLS)
+    TOOLS.clear()
+    yield TOOLS
+    TOOLS.clear()
+    TOOLS.update(before)
+
+
+@pytest.fixture
+def session(tools):  # noqa: ARG001 (its tools are the test's)
+    """Return a function that makes a session which answers from a list."""
+    made = []
+
+    def make(*script, **settings):
+        made.append(Session(transport=ScriptedTransport(script), **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+# contexts
+
+
+def test_while_a_run_waits_an_interrupt_only_calls():
+    """Within `interrupts_call` nothing is raised, however often the user presses."""
+    calls = []
+
+    with interrupts_call(lambda: calls.append(1)):
+        press()
+        press()
+
+    assert calls == [1, 1]
+
+
+def test_around_a_tool_an_interrupt_is_pythons():
+    """Within `interrupts_raise` there is a KeyboardInterrupt, whatever was set around it."""
+    calls = []
+
+    with interrupts_call(lambda: calls.append(1)):
+        with pytest.raises(KeyboardInterrupt), interrupts_raise():
+            press()
+        press()
+
+    assert calls == [1]
+
+
+def test_contexts_nest_and_each_gives_back_what_it_found(handler):
+    """Inside out, every handler is the one that stood before."""
+    heard = []
+    outer, inner = (lambda *_, name=name: heard.append(name) for name in ("outer", "inner"))
+
+    with interrupts_go_to(outer):
+        with interrupts_go_to(inner):
+            with interrupts_raise():
+                assert signal.getsignal(signal.SIGINT) is handler
+            press()
+            assert signal.getsignal(signal.SIGINT) is inner
+        press()
+        assert signal.getsignal(signal.SIGINT) is outer
+
+    assert heard == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize(
+    "context", [interrupts_raise, lambda: interrupts_call(print), lambda: interrupts_go_to(print)]
+)
+def test_an_error_gives_the_handler_back_too(context, error, handler):
+    """However a context is left, the handler before it is back."""
+    with pytest.raises(error), context():
+        raise error
+
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("ignored", [signal.SIG_IGN, signal.SIG_DFL])
+def test_what_was_ignored_is_ignored_again(ignored):
+    """A disposition that is no function is given back as it was."""
+    signal.signal(signal.SIGINT, ignored)
+    try:
+        with interrupts_call(print):
+            assert callable(signal.getsignal(signal.SIGINT))
+        assert signal.getsignal(signal.SIGINT) is ignored
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_off_the_main_thread_nothing_is_touched(handler):
+    """On another thread the contexts let their body run and leave the process's handler alone."""
+    seen = []
+
+    def body():
+        for context in (interrupts_raise(), interrupts_call(print), interrupts_go_to(print)):
+            with context:
+                seen.append(signal.getsignal(signal.SIGINT))
+        with contextlib.suppress(ValueError), interrupts_raise():
+            raise ValueError
+        seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join(20)
+
+    assert seen == [handler] * 4
+
+
+# the gate
+
+
+def test_a_gate_that_nobody_pressed_at_opens_silently():
+    """Opening is nothing without an interrupt."""
+    gate = Gate()
+    gate.open()
+
+    assert gate.asked is False
+
+
+def test_a_gate_holds_an_interrupt_back_until_it_opens():
+    """One that comes before is noted, and raised by the opening; once is enough."""
+    gate = Gate()
+
+    with interrupts_go_to(gate):
+        press()
+        press()
+        assert gate.asked
+        with pytest.raises(KeyboardInterrupt):
+            gate.open()
+
+
+def test_an_open_gate_raises_at_once_and_remembers():
+    """One that comes after is raised where the code is; who swallows it can still be told."""
+    gate = Gate()
+    gate.open()
+
+    with interrupts_go_to(gate), contextlib.suppress(KeyboardInterrupt):
+        press()
+        pytest.fail("the interrupt was held back")
+
+    assert gate.asked
+
+
+# runs
+
+
+class InSilence(PlainFront):
+    """A user who presses when nothing happens."""
+
+    def tick(self):
+        press()
+
+
+class AtTheFirstWord(PlainFront):
+    """A user who presses, twice, while words come."""
+
+    def show(self, event):
+        super().show(event)
+        if isinstance(event, TextDelta):
+            press()
+            press()
+
+
+CREATED = {"type": "response.created", "response": {"id": "r"}}
+WORD = {"type": "response.output_text.delta", "delta": "word ", "item_id": "m", "output_index": 0}
+DONE = {"type": "response.completed", "response": {"id": "r", "output": []}}
+
+
+@pytest.mark.parametrize(
+    ("said", "front"), [([], InSilence), ([CREATED, WORD], AtTheFirstWord), ([CREATED], InSilence)]
+)
+def test_an_interrupt_ends_a_run_that_waits(said, front, peer, handler):
+    """It is told once, its socket is not used again, and the next run works."""
+    server = peer([said], [[DONE]])
+    session = Session(server.endpoint())
+    try:
+        with pytest.raises(Interrupted) as raised:
+            session.run("What?", front=front())
+        assert isinstance(raised.value, KeyboardInterrupt)
+        assert signal.getsignal(signal.SIGINT) is handler
+        session.run("Again?")
+    finally:
+        session.close()
+
+    assert session.turns["status"].tolist() == ["interrupted", "completed"]
+    assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize("front", [PlainFront, lambda: CellFront(Recorder())])
+def test_a_front_says_whose_an_interrupt_is(front, shell, monkeypatch, handler):
+    """While the run waits it is the run's, while a tool works or the user is asked it is not."""
+    monkeypatch.setattr(builtins, "input", lambda _: press())
+    stops = []
+
+    with shell.display_trap:
+        shown = front()
+        with shown.waiting(lambda: stops.append(1)):
+            press()
+            with pytest.raises(KeyboardInterrupt), shown.working():
+                press()
+            with pytest.raises(KeyboardInterrupt):
+                shown.approve("Run it? ")
+            press()
+        shown.close()
+
+    assert stops == [1, 1]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("front", [PlainFront, CellFront])
+def test_an_interrupt_in_a_tool_is_the_tools(front, session, tools, shell, handler):
+    """The tool gets a KeyboardInterrupt; its output says so, and the run ends."""
+    caught = []
+
+    def work() -> str:
+        """Work until the user has enough."""
+        try:
+            press()
+        except KeyboardInterrupt:
+            caught.append(signal.getsignal(signal.SIGINT))
+            raise
+        return "done"
+
+    tools["work"] = tool_of(work)
+    s = session({"tool_calls": [{"name": "work"}]}, {"text": "fresh"}, mode="auto")
+    shown = front(s.records) if front is CellFront else front()
+
+    with shell.display_trap, pytest.raises(Interrupted):
+        s.run("Work.", front=shown)
+    shown.close()
+
+    assert caught == [handler]
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert s.tools["status"].tolist() == ["interrupted"]
+    assert s.run("Again?").text == "fresh"
+
+
+def test_a_tool_that_lives_through_its_interrupt_goes_on(session, tools):
+    """What a tool catches is its own: the run is not stopped by it."""
+
+    def work() -> str:
+        """Work on."""
+        with contextlib.suppress(KeyboardInterrupt):
+            press()
+        return "done all the same"
+
+    tools["work"] = tool_of(work)
+    s = session({"tool_calls": [{"name": "work"}]}, {"text": "fine"}, mode="auto")
+
+    assert s.run("Work.", front=PlainFront()).text == "fine"
+    assert s.tools["output"].tolist() == ["done all the same"]
+
+
+@pytest.mark.parametrize("swallow", [True, False])
+def test_an_interrupt_in_code_ends_the_run(swallow, session, tools, shell):
+    """IPython swallows an interrupt of code; the run ends all the same."""
+    shell.push({"press": press})
+    tools.update({tool.name: tool for tool in kernel_tools(shell)})
+    code = "try:\n    press()\nexcept KeyboardInterrupt:\n    pass" if swallow else "press()"
+    call = {"tool_calls": [{"name": "python", "arguments": {"code": f"{code}\nafter = 1"}}]}
+    s = session(call, {"text": "fresh"}, mode="auto")
+
+    with shell.display_trap, pytest.raises(Interrupted):
+        s.run("Go.", front=PlainFront())
+
+    assert ("after" in shell.user_ns) is swallow
+    shell.user_ns.pop("after", None)
+    assert s.tools["status"].tolist() == ["interrupted"]
+    assert s.run("Again?").text == "fresh"
+
+
+@pytest.mark.parametrize("front", [PlainFront, CellFront])
+def test_an_interrupt_at_the_question_is_a_no(front, session, tools, shell, monkeypatch):
+    """The tool does not run, its output says why, and the run ends."""
+    ran = []
+
+    def act() -> str:
+        """Act."""
+        ran.append(1)
+        return "done"
+
+    tools["act"] = tool_of(act)
+    monkeypatch.setattr(builtins, "input", lambda _: press())
+    s = session({"tool_calls": [{"name": "act"}]}, {"text": "fresh"}, mode="ask")
+    shown = front(s.records) if front is CellFront else front()
+
+    with shell.display_trap, pytest.raises(Interrupted):
+        s.run("Act.", front=shown)
+    shown.close()
+
+    assert ran == []
+    assert s.tools[["approval", "status"]].values.tolist() == [["no", "interrupted"]]
+    assert s.run("Again?").text == "fresh"
