@@ -725,6 +725,16 @@ def test_loading_twice_and_unloading_twice_does_no_harm(shell, script):
     assert sum(isinstance(one, AgentMagics) for one in shell.configurables) == 1
 
 
+def test_unloading_closes_the_connection(loaded, script, ask):
+    """What is loaded again goes on with the same session, over a new connection."""
+    script({"text": "a"}, {"text": "b"})
+    ask("")
+    loaded.extension_manager.reload_extension("ipy_agent")
+    loaded.run_cell_magic("agent", "", "hi")
+
+    assert sessions.session().turns["connection"].tolist() == [1, 2]
+
+
 def test_unloading_leaves_the_users_tools(loaded, script):
     """What the user made a tool is still one."""
     script()
