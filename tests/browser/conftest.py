@@ -45,9 +45,9 @@ def shot(page):
     return take
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A headless Chromium of the system."""
+    """A headless Chromium of the system; its event loop must not outlive these tests."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
