@@ -64,6 +64,6 @@ def load_ipython_extension(shell: InteractiveShell) -> None:
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Close the session and take away what loading added."""
-    from ipy_agent.notebook.magics import unload  # noqa: PLC0415
+    from ipy_agent.notebook.magics import unload  # noqa: PLC0415 (as above)
 
     unload(shell)

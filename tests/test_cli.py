@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -264,10 +265,12 @@ def test_a_model_that_is_not_there_is_one_line(capsys, arguments, code, said):
 def test_an_interrupt_ends_with_1_and_a_line(capsys, monkeypatch):
     """Ctrl-C while a job runs shows no traceback."""
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
+    class Interrupted(io.StringIO):
+        def write(self, _text):
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr("ipy_agent.server.weights.known", interrupted)
+    monkeypatch.setattr(sys, "stdout", Interrupted())
+
     assert main(["model", "list"]) == 1
     assert capsys.readouterr().err == "ipy-agent: interrupted\n"
 

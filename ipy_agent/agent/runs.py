@@ -61,7 +61,7 @@ class Quiet:
     def approve(self, question: str) -> bool:  # noqa: ARG002 (nobody is there to read it)
         return False
 
-    def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:  # noqa: ARG002
+    def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:  # noqa: ARG002 (see above)
         return nullcontext()
 
     def working(self) -> AbstractContextManager[object]:

@@ -216,7 +216,7 @@ def repr_of(value: Any) -> str:
     """Return a value's repr, whatever its class makes of that."""
     try:
         return repr(value)
-    except Exception as error:  # noqa: BLE001 (a hint is code, and may raise anything)
+    except Exception as error:  # noqa: BLE001 (a user's `__repr__` may raise anything)
         return f"<{type(value).__name__} whose repr failed: {type(error).__name__}>"
 
 
@@ -224,7 +224,7 @@ def told_of(error: BaseException) -> str:
     """Return an exception's class and text, whatever its class makes of that."""
     try:
         said = str(error)
-    except Exception:  # noqa: BLE001 (what cannot be JSON has a repr)
+    except Exception:  # noqa: BLE001 (a user's `__str__` may raise anything)
         said = ""
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
@@ -235,7 +235,7 @@ def _number(value: Any) -> float:
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
-    raise NotImplementedError
+    raise NotImplementedError  # so msgspec wants to be told of a type that it cannot encode
 
 
 def offered(
