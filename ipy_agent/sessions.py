@@ -26,10 +26,11 @@ from ipy_agent.agent.loop import Ask, answer, warm
 from ipy_agent.agent.runs import Front, Quiet, attend
 from ipy_agent.agent.tools import TOOLS, Tool, offered
 from ipy_agent.background import Background
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
 from ipy_agent.protocol.requests import Fields
 from ipy_agent.records import Recorder
-from ipy_agent.settings import CONFIGURED, Endpoint, Settings
+from ipy_agent.settings import CONFIGURED, Settings
 from ipy_agent.transport import Transport
 from ipy_agent.transport.websocket import WebSocketTransport
 
@@ -98,6 +99,12 @@ class Session:
     instructions = _Setting("instructions")
     mode = _Setting("mode")
     store = _Setting("store")
+    transport = _Setting("transport")
+    effort = _Setting("effort")
+    summary = _Setting("summary")
+    max_output_tokens = _Setting("max_output_tokens")
+    parallel_tool_calls = _Setting("parallel_tool_calls")
+    compact_tokens = _Setting("compact_tokens")
     prompt_cache_key = _Setting("prompt_cache_key")
     budget_turns = _Setting("budget_turns")
     budget_seconds = _Setting("budget_seconds")

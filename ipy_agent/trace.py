@@ -54,18 +54,21 @@ class TurnBegan(Trace, frozen=True):
 class RequestSent(Trace, frozen=True):
     """The turn's request is on the wire. Told again, with a higher `attempt`, if re-sent.
 
-    `full_bytes` is what a request with no memory on the other side would have sent.
+    `full_bytes` is what a request with no memory on the other side would have sent. `resent`
+    says why nothing was left out, one of `lineage.WHY`; it is `None` where something was, and
+    where there was nothing to leave out.
     """
 
     transport: str
-    connection: int
-    reused: bool
+    connection: int | None
+    reused: bool | None
     connect_ms: float | None
     previous_response_id: str | None
     sent_items: int
     held_items: int
     sent_bytes: int
     full_bytes: int
+    resent: str | None = None
     attempt: int = 0
 
 

@@ -16,7 +16,7 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from ipy_agent.background import Background
-from ipy_agent.settings import Endpoint
+from ipy_agent.endpoints import Endpoint
 
 KEY_VARIABLE = "IPY_AGENT_TESTS_KEY"
 SECONDS = 20

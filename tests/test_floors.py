@@ -20,6 +20,7 @@ HOUSE = Path(ipy_agent.__file__).parent
 FLOORS = {
     "errors": 0,
     "protocol": 1,
+    "endpoints": 1,
     "settings": 1,
     "trace": 1,
     "background": 2,

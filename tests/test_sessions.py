@@ -14,6 +14,7 @@ import ipy_agent
 from ipy_agent import sessions
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import (
     AgentError,
     AuthenticationFailed,
@@ -27,7 +28,7 @@ from ipy_agent.errors import (
 from ipy_agent.protocol.events import TextDelta
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
-from ipy_agent.settings import CONFIGURED, Endpoint
+from ipy_agent.settings import CONFIGURED
 from ipy_agent.trace import RequestSent
 from ipy_agent.transport.scripted import ScriptedTransport
 

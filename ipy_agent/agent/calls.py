@@ -14,8 +14,9 @@ import msgspec
 
 from ipy_agent.agent.approval import Verdict, question, verdict
 from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of, told_of
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.protocol.items import Item
-from ipy_agent.settings import Endpoint, Mode
+from ipy_agent.settings import Mode
 from ipy_agent.trace import ToolEnded
 
 __all__ = ["Outcome", "Worker", "cut_off"]

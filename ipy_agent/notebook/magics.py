@@ -25,10 +25,11 @@ from traitlets.config import Config
 
 from ipy_agent.agent.approval import verdict
 from ipy_agent.agent.tools import TOOLS
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
 from ipy_agent.notebook.kernel import kernel_tools
 from ipy_agent.notebook.preview import preview
-from ipy_agent.settings import CONFIGURED, MODES, SETTINGS, Endpoint, Settings
+from ipy_agent.settings import CONFIGURED, MODES, SETTINGS, TRANSPORTS, Settings
 
 if TYPE_CHECKING:
     from ipy_agent.notebook.answer import CellFront
@@ -49,12 +50,18 @@ def _setting(trait: type, text: str, *args: Any) -> Any:
 class AgentMagics(Magics):
     """The agent of this kernel; what is unset here is the session's or the endpoint's default."""
 
-    endpoint = _setting(Unicode, "A preset (openai, xai, local) or a base URL.")
+    endpoint = _setting(Unicode, "A preset (such as openai or local) or a base URL.")
     model = _setting(Unicode, "The model; unset, the endpoint's own.")
     instructions = _setting(Unicode, "What the model is told about its job.")
     mode = _setting(Enum, "Which tools run: read, ask (the default) or auto.", MODES)
     tools = _setting(ListOf, "Names of the tools on offer; unset, all.", Unicode())
     store = _setting(Bool, "Whether the endpoint may store responses (no).")
+    transport = _setting(Enum, "websocket, http, or auto (the default).", TRANSPORTS)
+    effort = _setting(Unicode, "How hard a reasoning model thinks, such as low or high.")
+    summary = _setting(Unicode, "The summary of its thoughts that it gives, such as auto.")
+    max_output_tokens = _setting(Int, "Tokens that a response may have.")
+    parallel_tool_calls = _setting(Bool, "Whether a response may hold several tool calls.")
+    compact_tokens = _setting(Int, "Input tokens from which the conversation is compacted.")
     prompt_cache_key = _setting(Unicode, "What the prompt cache routes by (the session's id).")
     budget_turns = _setting(Int, "Turns that a cell run may take (25).")
     budget_seconds = _setting(Float, "Seconds that a cell run may take (1800).")

@@ -24,6 +24,8 @@ __all__ = [
     "ContentPartDone",
     "Error",
     "Event",
+    "InputDelta",
+    "InputDone",
     "ItemAdded",
     "ItemDone",
     "Other",
@@ -96,6 +98,8 @@ class Response(msgspec.Struct, omit_defaults=True, kw_only=True):
     incomplete_details: Item | None = None
     previous_response_id: str | None = None
     store: bool | UnsetType | None = UNSET
+    prompt_cache_diagnostics: Item | UnsetType | None = UNSET
+    """Why the prompt cache missed, where a request asked for it."""
     timings: Item | UnsetType | None = UNSET
     """What llama.cpp's server tells beside `usage`: prompt and generation times in ms."""
 
@@ -179,6 +183,18 @@ class ArgumentsDone(Event, omit_defaults=False, tag="response.function_call_argu
     output_index: int = 0
 
 
+class InputDelta(Event, omit_defaults=False, tag="response.custom_tool_call_input.delta"):
+    delta: str
+    item_id: str = ""
+    output_index: int = 0
+
+
+class InputDone(Event, omit_defaults=False, tag="response.custom_tool_call_input.done"):
+    input: str
+    item_id: str = ""
+    output_index: int = 0
+
+
 class ResponseCompleted(Event, tag="response.completed"):
     KIND = "terminal"
     response: Response
@@ -242,6 +258,8 @@ _Known = (
     | ThoughtDelta
     | ArgumentsDelta
     | ArgumentsDone
+    | InputDelta
+    | InputDone
     | ResponseCompleted
     | ResponseFailedEvent
     | ResponseIncomplete

@@ -16,7 +16,18 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["EMPTY", "Chain", "Item", "calls", "image", "output_of", "text", "user"]
+__all__ = [
+    "CALLS",
+    "EMPTY",
+    "Chain",
+    "Item",
+    "calls",
+    "image",
+    "is_call",
+    "output_of",
+    "text",
+    "user",
+]
 
 Item = dict[str, Any]
 
@@ -84,6 +95,9 @@ class Chain:
 
 EMPTY = Chain(None, {})
 
+CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+"""The items that call a tool of ours, and where each holds what it is called with."""
+
 
 def user(prompt: str) -> Item:
     """Return a user's message."""
@@ -94,9 +108,9 @@ def user(prompt: str) -> Item:
     }
 
 
-def output_of(call_id: str, output: str | list[Item]) -> Item:
-    """Return the item that answers the function call `call_id`: a text, or content parts."""
-    return {"type": "function_call_output", "call_id": call_id, "output": output}
+def output_of(call_id: str, output: str | list[Item], kind: str = "function_call") -> Item:
+    """Return the item that answers the call `call_id` of this type: a text, or content parts."""
+    return {"type": f"{kind}_output", "call_id": call_id, "output": output}
 
 
 def image(url: str) -> Item:
@@ -104,19 +118,25 @@ def image(url: str) -> Item:
     return {"type": "input_image", "image_url": url}
 
 
+def is_call(item: Item) -> bool:
+    """Whether an item calls a tool of ours."""
+    kind = item.get("type")
+    return isinstance(kind, str) and kind in CALLS
+
+
 def calls(items: Iterable[Item]) -> list[Item]:
-    """Return the function calls among `items`; of two with one `call_id` the first."""
+    """Return the calls among `items` that are ours; of two with one `call_id` the first."""
     found: dict[str, Item] = {}
     for item in items:
-        if item.get("type") == "function_call":
+        if is_call(item):
             found.setdefault(item["call_id"], item)
     return list(found.values())
 
 
 def text(item: Item) -> str:
     """Return what an item says as plain text: a message's text, a call's arguments, an output."""
-    if item.get("type") == "function_call":
-        return str(item.get("arguments", ""))
+    if is_call(item):
+        return str(item.get(CALLS[item["type"]], ""))
     said = item.get("output") if "output" in item else item.get("content")
     if isinstance(said, str):
         return said

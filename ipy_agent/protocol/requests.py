@@ -49,7 +49,9 @@ class Fields:
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """A `response.create`. Above the transport `input` is the whole conversation.
 
-    `generate=False` makes it a warm-up: no output, but an id to continue from.
+    `generate=False` makes it a warm-up: no output, but an id to continue from. `compare_to` is
+    the response whose prompt the endpoint should compare this one with, to tell why its prompt
+    cache missed.
     """
 
     fields: Fields
@@ -57,23 +59,34 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: str | None = None
     generate: bool = True
     stream_id: str | None = None
+    compare_to: str | None = None
 
     def frame(self) -> bytes:
-        """Return the frame to send."""
-        return self._around(_encoder.encode(self.input.since(0)))
+        """Return the frame to send over WebSocket."""
+        return self._around(self._head(), _encoder.encode(self.input.since(0)))
+
+    def body(self) -> bytes:
+        """Return the body to POST for a stream of events. HTTP has no lanes and no warm-ups."""
+        return self._around({"stream": True}, _encoder.encode(self.input.since(0)))
 
     def size(self) -> int:
         """Return the bytes of `frame()` without building it: it costs the same at any length."""
-        return len(self._around(b"[]")) + self.input.size + max(0, self.input.length - 1)
+        around = self._around(self._head(), b"[]")
+        return len(around) + self.input.size + max(0, self.input.length - 1)
 
-    def _around(self, items: bytes) -> bytes:
+    def _head(self) -> dict[str, Any]:
         head: dict[str, Any] = {"type": "response.create"}
         if self.stream_id is not None:
             head["stream_id"] = self.stream_id
         if not self.generate:
             head["generate"] = False
+        return head
+
+    def _around(self, head: dict[str, Any], items: bytes) -> bytes:
         if self.previous_response_id is not None:
             head["previous_response_id"] = self.previous_response_id
+        if self.compare_to is not None:
+            head["prompt_cache_options"] = {"comparison_response_id": self.compare_to}
         parts = (_encoder.encode(head)[1:-1], self.fields.encoded, b'"input":' + items)
         return b"{" + b",".join(part for part in parts if part) + b"}"
 

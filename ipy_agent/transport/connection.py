@@ -26,6 +26,7 @@ from websockets.exceptions import (
 )
 from websockets.protocol import State as SocketState
 
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import (
     AgentError,
     AuthenticationFailed,
@@ -40,7 +41,6 @@ from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.lanes import CLIENT, SERVER, IllegalMove, Lane, State
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
-from ipy_agent.settings import Endpoint
 
 __all__ = ["MAX_FRAME", "Address", "Arrival", "Connection", "LiveLane", "open_connection"]
 

@@ -6,9 +6,9 @@ on it cannot tell the difference; nothing leaves the process.
     ask = {"tool_calls": [{"name": "price", "arguments": {"ticker": "X"}}]}
     session = Session(transport=ScriptedTransport([ask, {"text": "It costs 3."}]))
 
-A script is what `ipy-agent serve --engine scripted` takes, less its delays and its breaks of a
-socket: a list with an entry a turn, `{"text": …}`, `{"tool_calls": […]}` or `{"error": {…}}`.
-Past its end the last user's text is echoed.
+A script is what `ipy-agent serve --engine scripted` takes (`protocol.script`); there is no socket
+here to wait on or to break, so `delay_ms` and `then` change nothing. Past its end the last user's
+text is echoed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 
-from ipy_agent.errors import UsageError
 from ipy_agent.protocol.events import (
     Error,
     Event,
@@ -35,68 +34,11 @@ from ipy_agent.protocol.events import (
 from ipy_agent.protocol.items import Chain, Item, text
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
+from ipy_agent.protocol.script import Entry, Failure, entries, pieces
 from ipy_agent.trace import RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
 
 __all__ = ["ScriptedTransport"]
-
-
-class _Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A function call; arguments that are a text are said as they are, well-formed or not."""
-
-    name: str
-    arguments: dict[str, Any] | str = {}
-
-
-class _Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An error that refuses a turn."""
-
-    status: int = 500
-    code: str = "server_error"
-    message: str = "the script says so"
-    param: str | None = None
-    retry_after: float | None = None
-
-    def event(self) -> Error:
-        wait = self.retry_after
-        headers = None if wait is None else {"Retry-After": f"{wait:g}"}
-        reason = Reason(code=self.code, message=self.message, param=self.param, headers=headers)
-        return Error(status=self.status, error=reason)
-
-
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One turn."""
-
-    text: str | None = None
-    tool_calls: list[_Call] = []
-    error: _Failure | None = None
-    chunk_chars: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.text is None and not self.tool_calls and self.error is None:
-            raise ValueError("it needs a `text`, `tool_calls` or an `error`")
-        if self.chunk_chars is not None and self.chunk_chars < 1:
-            raise ValueError("`chunk_chars` is 1 or more")
-
-    def items(self, number: int) -> Iterator[Item]:
-        if self.text:
-            yield {
-                "type": "message",
-                "id": f"msg_{number}",
-                "role": "assistant",
-                "status": "completed",
-                "content": [{"type": "output_text", "text": self.text, "annotations": []}],
-            }
-        for index, call in enumerate(self.tool_calls):
-            said = call.arguments
-            yield {
-                "type": "function_call",
-                "id": f"fc_{number}_{index}",
-                "call_id": f"call_{number}_{index}",
-                "name": call.name,
-                "arguments": said if isinstance(said, str) else msgspec.json.encode(said).decode(),
-                "status": "completed",
-            }
 
 
 class ScriptedTransport:
@@ -114,7 +56,7 @@ class ScriptedTransport:
 
     def __init__(self, script: Sequence[dict[str, Any]] = ()) -> None:
         self.requests: list[Request] = []
-        self._script = [_entry(number, said) for number, said in enumerate(script, 1)]
+        self._script = entries(script)
         self._lineage = Lineage()
         self._held = 0
         self._connections = 0
@@ -163,21 +105,21 @@ class ScriptedTransport:
         )
 
     def _answer(self, request: Request, short: Request) -> Iterator[Event]:
-        entry = _Entry(text="")
+        entry = Entry(text="")
         if request.generate:
-            entry = self._script.pop(0) if self._script else _Entry(_last_words(request.input))
+            entry = self._script.pop(0) if self._script else Entry(_last_words(request.input))
         if entry.error is not None:
             self._lineage.forget()
-            yield entry.error.event()
+            yield _refusal(entry.error)
             return
         number = len(self.requests)
         response = Response(id=f"resp_{number}", model=request.fields.values.get("model"))
         yield ResponseCreated(response=response)
-        output = list(entry.items(number)) if request.generate else []
+        output = list(_items(entry, number)) if request.generate else []
         for index, item in enumerate(output):
             yield ItemAdded(output_index=index, item=item)
             if item["type"] == "message":
-                for piece in _pieces(text(item), entry.chunk_chars):
+                for piece in pieces(text(item), entry.chunk_chars):
                     yield TextDelta(delta=piece, item_id=item["id"], output_index=index)
             yield ItemDone(output_index=index, item=item)
         self._lineage.remember(request, response.id, output)
@@ -200,16 +142,33 @@ class ScriptedTransport:
         return Usage.of(input_tokens=cached + words, cached_tokens=cached, output_tokens=said)
 
 
-def _entry(number: int, said: Any) -> _Entry:
-    try:
-        return msgspec.convert(said, _Entry)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"entry {number} of the script does not fit: {error}") from None
+def _items(entry: Entry, number: int) -> Iterator[Item]:
+    if entry.text:
+        yield {
+            "type": "message",
+            "id": f"msg_{number}",
+            "role": "assistant",
+            "status": "completed",
+            "content": [{"type": "output_text", "text": entry.text, "annotations": []}],
+        }
+    for index, call in enumerate(entry.tool_calls or ()):
+        yield {
+            "type": "function_call",
+            "id": f"fc_{number}_{index}",
+            "call_id": f"call_{number}_{index}",
+            "name": call.name,
+            "arguments": call.encoded,
+            "status": "completed",
+        }
 
 
-def _pieces(said: str, size: int | None) -> Iterator[str]:
-    size = size or len(said) or 1
-    return (said[at : at + size] for at in range(0, len(said), size))
+def _refusal(failure: Failure) -> Error:
+    wait = failure.retry_after
+    headers = None if wait is None else {"Retry-After": f"{wait:g}"}
+    reason = Reason(
+        code=failure.code, message=failure.message, param=failure.param, headers=headers
+    )
+    return Error(status=failure.status, error=reason)
 
 
 def _last_words(chain: Chain) -> str:

@@ -15,11 +15,11 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, NoAnswer
 from ipy_agent.protocol.events import Error, Event, ItemDone
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.requests import Request
-from ipy_agent.settings import Endpoint
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
 from ipy_agent.transport.connection import (

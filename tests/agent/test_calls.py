@@ -10,7 +10,7 @@ import pytest
 
 from ipy_agent.agent.calls import INTERRUPTED, Worker
 from ipy_agent.agent.tools import Result, tool_of
-from ipy_agent.settings import Endpoint
+from ipy_agent.endpoints import Endpoint
 
 HERE = Endpoint(name="here", url="http://127.0.0.1:1/v1")
 

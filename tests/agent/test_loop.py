@@ -13,6 +13,7 @@ from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import Conversation
 from ipy_agent.agent.loop import Ask, answer, warm
 from ipy_agent.agent.tools import tool_of
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import (
     AgentError,
     BudgetExceeded,
@@ -32,7 +33,6 @@ from ipy_agent.protocol.events import (
 from ipy_agent.protocol.items import text
 from ipy_agent.protocol.requests import Fields
 from ipy_agent.records import Recorder
-from ipy_agent.settings import Endpoint
 from ipy_agent.trace import ItemsAdded, RequestSent, RunEnded, ToolBegan, ToolEnded, TurnEnded
 from ipy_agent.transport.scripted import ScriptedTransport
 

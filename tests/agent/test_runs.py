@@ -14,12 +14,12 @@ from ipy_agent.agent.loop import Ask, answer
 from ipy_agent.agent.runs import Quiet, attend
 from ipy_agent.agent.tools import tool_of
 from ipy_agent.background import Background
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import BudgetExceeded, Interrupted, ResponseFailed
 from ipy_agent.protocol.events import TextDelta
 from ipy_agent.protocol.items import text
 from ipy_agent.protocol.requests import Fields
 from ipy_agent.records import Recorder
-from ipy_agent.settings import Endpoint
 from ipy_agent.trace import RunEnded, ToolBegan, ToolEnded
 from ipy_agent.transport.scripted import ScriptedTransport
 

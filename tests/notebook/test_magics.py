@@ -15,11 +15,12 @@ from traitlets.config import Config
 
 from ipy_agent import sessions
 from ipy_agent.agent.tools import TOOLS
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, ConnectionFailed, ModelUnavailable, UsageError
 from ipy_agent.notebook.magics import AgentMagics
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
-from ipy_agent.settings import CONFIGURED, SETTINGS, Endpoint, Settings
+from ipy_agent.settings import CONFIGURED, SETTINGS, Settings
 from ipy_agent.transport.scripted import ScriptedTransport
 from ipy_agent.transport.websocket import WebSocketTransport
 

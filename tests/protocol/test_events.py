@@ -58,6 +58,8 @@ FRAMES = {
     "response.reasoning_summary_text.delta": {**WHERE, "summary_index": 2, "delta": "a"},
     "response.function_call_arguments.delta": {**WHERE, "delta": "{"},
     "response.function_call_arguments.done": {**WHERE, "arguments": "{}"},
+    "response.custom_tool_call_input.delta": {**WHERE, "delta": "SELECT"},
+    "response.custom_tool_call_input.done": {**WHERE, "input": "SELECT 1"},
     "response.completed": {"response": RESPONSE},
     "response.failed": {"response": RESPONSE},
     "response.incomplete": {"response": RESPONSE},
@@ -76,6 +78,8 @@ LEAST = {
     "response.completed": {"response": {"id": "resp_1", "output": []}},
     "response.output_text.delta": {"delta": "a"},
     "response.function_call_arguments.done": {"arguments": "{}"},
+    "response.custom_tool_call_input.delta": {"delta": "SELECT"},
+    "response.custom_tool_call_input.done": {"input": "SELECT 1"},
     "error": {},
 }
 

@@ -47,6 +47,8 @@ response.output_text.done               progress
 response.reasoning_summary_text.delta   progress
 response.function_call_arguments.delta  progress
 response.function_call_arguments.done   progress
+response.custom_tool_call_input.delta   progress
+response.custom_tool_call_input.done    progress
 response.completed                      terminal
 response.failed                         terminal
 response.incomplete                     terminal
@@ -156,6 +158,8 @@ CALL_TURN = [
     events.ItemAdded(output_index=0, item=ITEM),
     events.ArgumentsDelta(delta="{}"),
     events.ArgumentsDone(arguments="{}"),
+    events.InputDelta(delta="x"),
+    events.InputDone(input="x"),
     events.ItemDone(output_index=0, item=ITEM),
     events.ResponseIncomplete(response=Response(id="r")),
 ]

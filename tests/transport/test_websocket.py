@@ -9,6 +9,7 @@ import json
 import pytest
 from websockets.protocol import State
 
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import (
     AuthenticationFailed,
     ConnectionFailed,
@@ -28,7 +29,6 @@ from ipy_agent.protocol.events import (
 )
 from ipy_agent.protocol.items import EMPTY, text, user
 from ipy_agent.protocol.requests import Fields, Request
-from ipy_agent.settings import Endpoint
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport.connection import MAX_FRAME
 from ipy_agent.transport.websocket import WebSocketTransport
