@@ -56,6 +56,13 @@ class Chain:
         """Return the items behind the first `length`; costs as much as there are of them."""
         return [node.item for node in self._nodes(self.length - length)][::-1]
 
+    def back_to_its_beginning(self) -> Iterator[Chain]:
+        """Yield the conversation as it is, and as it was item by item before, down to `EMPTY`."""
+        node: Chain | None = self
+        while node is not None:
+            yield node
+            node = node.parent
+
     def back(self, steps: int) -> Chain:
         """Return the conversation as it was `steps` items ago."""
         node = self

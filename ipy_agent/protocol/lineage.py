@@ -10,7 +10,8 @@ Rule 2: in doubt, forget. A full request is always right, only slower.
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -22,50 +23,114 @@ __all__ = ["Held", "Lineage", "NotHeld", "ResponseCache"]
 Memory = TypeVar("Memory")
 
 
+class _Known(NamedTuple):
+    """A response that the peer keeps, and the request that it answered."""
+
+    id: str
+    request: Request
+    output: list[Item]
+
+
 class Lineage:
-    """What the peer holds of one lane's conversation, as its client knows it."""
+    """What the peer holds on one connection, as its client knows it.
 
-    __slots__ = ("_held", "_id", "_sent")
+    A lane continues from its own latest response, a fork from that of another lane; where the
+    peer keeps all of them, from any. Only new items are looked at: from the end of the input
+    back to the place where something was sent that the peer answered.
 
-    def __init__(self) -> None:
-        self.forget()
+    Args:
+        keeps_all: the peer keeps every response of the connection, not only each lane's latest.
+    """
+
+    def __init__(self, *, keeps_all: bool = False) -> None:
+        self._keeps_all = keeps_all
+        self._latest: dict[str | None, _Known] = {}
+        # By the identity of the input that was sent: a place in a conversation, not its value.
+        self._known: dict[int, _Known] = {}
+        self._began = False
 
     def shorten(self, full: Request) -> Request:
         """Leave out what the peer holds.
 
         Returns the request unchanged when any setting but the input differs, when the input
-        does not begin with what was sent and answered before, or when the lane forgot.
+        does not begin with what was sent and answered before, or when that was forgotten.
         """
-        if self._id is None or self._sent is None or full.fields != self._sent.fields:
-            return full
-        rest = full.input.length - self._sent.input.length - len(self._held)
-        if rest < 0:
-            return full
-        held = full.input.back(rest)
-        if held.since(self._sent.input.length) != self._held:
-            return full
-        if held.back(len(self._held)) is not self._sent.input:
-            return full
-        return msgspec.structs.replace(
-            full,
-            input=EMPTY.extend(full.input.since(held.length)),
-            previous_response_id=self._id,
-        )
+        for known, behind in self._answered(full.input):
+            if known.request.fields == full.fields:
+                return msgspec.structs.replace(
+                    full, input=EMPTY.extend(behind), previous_response_id=known.id
+                )
+        return full
+
+    def why(self, full: Request) -> str:
+        """Return why nothing of a request can be left out: a reason for `cache_miss`."""
+        for known, _ in self._answered(full.input):
+            before, now = known.request.fields.values, full.fields.values
+            changed = (name for name in (*_CHANGES, *now, *before) if _differ(name, before, now))
+            return _CHANGES.get(next(changed, ""), "settings_changed")
+        return "evicted" if self._began else "new_connection"
+
+    def lanes_at(self, response_id: str | None) -> list[str | None]:
+        """Return the lane whose latest response this is, if it is one's."""
+        return [lane for lane, known in self._latest.items() if known.id == response_id]
+
+    def keep_latest(self) -> None:
+        """Take note that the peer keeps no more than each lane's latest response."""
+        self._keeps_all = False
+        latest = self._latest.values()
+        self._known = {place: known for place, known in self._known.items() if known in latest}
 
     def remember(self, full: Request, response_id: str, output: list[Item]) -> None:
         """Take note that the peer answered `full` with `output` and keeps both."""
-        self._id: str | None = response_id
-        self._sent: Request | None = full
-        self._held: list[Item] = list(output)
+        if not self._keeps_all:
+            self._drop(self._latest.get(full.stream_id))
+        known = _Known(response_id, full, list(output))
+        self._latest[full.stream_id] = self._known[id(full.input)] = known
+        self._began = True
 
-    def forget(self) -> None:
-        """Take note that the peer holds nothing: after a failure, and on a new connection."""
-        self._id = None
-        self._sent = None
-        self._held = []
+    def forget(self, sent: Request, *, gone: bool = False) -> None:
+        """Take note that a turn failed: what its lane continued from may be gone with it.
+
+        Args:
+            sent: the turn as it was sent.
+            gone: the peer says that it does not hold what `sent` continues from.
+        """
+        self._drop(self._latest.pop(sent.stream_id, None))
+        parents = (known for known in self._known.values() if known.id == sent.previous_response_id)
+        parent = next(parents, None)
+        if parent is not None and (gone or parent.request.stream_id == sent.stream_id):
+            self._drop(parent)
+
+    def _answered(self, input: Chain) -> Iterator[tuple[_Known, list[Item]]]:  # noqa: A002 (the API's word)
+        """Yield what the peer holds of an input, the longest first, and the items behind it."""
+        for node in input.back_to_its_beginning() if self._known else ():
+            known = self._known.get(id(node))
+            if known is None:
+                continue
+            behind = input.since(node.length)
+            if behind[: len(known.output)] == known.output:
+                yield known, behind[len(known.output) :]
+
+    def _drop(self, known: _Known | None) -> None:
+        if known is not None and self._known.get(id(known.request.input)) is known:
+            del self._known[id(known.request.input)]
 
     def __repr__(self) -> str:
-        return f"<Lineage after {self._id}>"
+        return f"<Lineage of {len(self._known)} responses>"
+
+
+_CHANGES = {
+    "model": "model_changed",
+    "instructions": "instructions_changed",
+    "tools": "tools_changed",
+    "text": "text_format_changed",
+    "reasoning": "reasoning_effort_changed",
+    "prompt_cache_key": "prompt_cache_key_changed",
+}
+
+
+def _differ(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return bool(one.get(name) != other.get(name))
 
 
 class Held(NamedTuple, Generic[Memory]):
@@ -80,16 +145,42 @@ class NotHeld(KeyError):
 
 
 class ResponseCache(Generic[Memory]):
-    """What a server holds for one connection: conversations by response id.
+    """What a server holds: conversations by response id, the least recently used go first.
+
+    Conversations share the items that they have in common; those count once, and are free
+    when the last conversation that has them goes. A response counts by itself too: one that
+    adds nothing, as a warm-up may, would else be held for nothing and without end.
 
     Args:
-        keep: how many conversations to hold, the least recently used go first;
-            0 for none.
+        budget: how many bytes to hold at most; 0 for nothing. A conversation that is larger
+            by itself is not held.
     """
 
-    def __init__(self, keep: int = 1024) -> None:
-        self._keep = keep
+    RESPONSE = 512
+    """The bytes that a response counts for beside its conversation."""
+
+    def __init__(self, budget: int = 64 * 2**20) -> None:
+        self._budget = budget
         self._held: dict[str, Held[Memory]] = {}
+        self._items = 0
+        # How many hold an item: conversations that end with it, and held items behind it.
+        self._holders: dict[int, int] = {}
+
+    @property
+    def size(self) -> int:
+        """The bytes that are held."""
+        return self._items + self.RESPONSE * len(self._held)
+
+    def held(self, response_id: str) -> Held[Memory]:
+        """Return a conversation, and take note that it is of use.
+
+        Raises:
+            NotHeld: it is not here.
+        """
+        if response_id not in self._held:
+            raise NotHeld(response_id)
+        held = self._held[response_id] = self._held.pop(response_id)
+        return held
 
     def expand(self, request: Request) -> tuple[Request, Held[Memory]]:
         """Put back what the client left out.
@@ -99,12 +190,9 @@ class ResponseCache(Generic[Memory]):
         Raises:
             NotHeld: the request continues from what is not here.
         """
-        parent = request.previous_response_id
-        if parent is None:
+        if request.previous_response_id is None:
             return request, Held(EMPTY, None)
-        if parent not in self._held:
-            raise NotHeld(parent)
-        held = self._held[parent] = self._held.pop(parent)
+        held = self.held(request.previous_response_id)
         whole = held.chain.extend(request.input.since(0))
         return msgspec.structs.replace(request, input=whole, previous_response_id=None), held
 
@@ -112,13 +200,38 @@ class ResponseCache(Generic[Memory]):
         self, full: Request, response_id: str, output: list[Item], memory: Memory | None = None
     ) -> None:
         """Hold a conversation up to and including the response `response_id`."""
-        self._held[response_id] = Held(full.input.extend(output), memory)
-        while len(self._held) > self._keep:
-            del self._held[next(iter(self._held))]
+        self.forget(response_id)
+        chain = full.input.extend(output)
+        if chain.size + self.RESPONSE > self._budget:
+            return
+        self._held[response_id] = Held(chain, memory)
+        self._hold(chain)
+        while self.size > self._budget:
+            self.forget(next(iter(self._held)))
 
     def forget(self, response_id: str | None) -> None:
         """Drop one conversation: the turn that continued from it failed."""
-        self._held.pop(response_id or "", None)
+        held = self._held.pop(response_id or "", None)
+        if held is not None:
+            self._release(held.chain)
+
+    def _hold(self, chain: Chain) -> None:
+        """Count the items that nobody held before; those before them are counted already."""
+        for node in chain.back_to_its_beginning():
+            known = self._holders.get(id(node), 0)
+            self._holders[id(node)] = known + 1
+            if known:
+                return
+            self._items += node.size - (node.parent or EMPTY).size
+
+    def _release(self, chain: Chain) -> None:
+        """Free the items that nobody holds any more."""
+        for node in chain.back_to_its_beginning():
+            self._holders[id(node)] -= 1
+            if self._holders[id(node)]:
+                return
+            del self._holders[id(node)]
+            self._items -= node.size - (node.parent or EMPTY).size
 
     def __len__(self) -> int:
         return len(self._held)

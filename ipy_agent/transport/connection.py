@@ -1,118 +1,180 @@
 """One socket to an endpoint: opened, read by one task, closed.
 
-The reader hands every event to the lane it belongs to; a lane holds the table of moves, the
-lineage and a queue. What ends a connection ends it once: `lost` says why, and every lane
-that is open hears it.
+The reader hands every event to the lane it belongs to; a lane holds the table of moves and a
+queue. What ends a connection ends it once: `lost` says why, and every lane hears it.
 
 Rule 1: what no turn of ours asked for is ignored; what breaks the protocol in a turn ends it.
-Rule 2: a close never waits long for its peer, and a redirect is a refusal.
+Rule 2: a close never waits long for its peer.
+Rule 3: while a fork is on its way the lane it continues from stands still, since its next
+response may take the shared one's place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import time
 
 import msgspec
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import (
-    ConnectionClosed,
-    InvalidHandshake,
-    InvalidProxy,
-    InvalidStatus,
-    InvalidURI,
-)
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State as SocketState
 
-from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import (
-    AgentError,
-    AuthenticationFailed,
-    ConnectionFailed,
-    ConnectionLost,
-    MessageTooBig,
-    ProtocolError,
-    UpgradeRefused,
-)
-from ipy_agent.protocol.events import TERMINAL, Event, ResponseCompleted, decode
-from ipy_agent.protocol.items import Item
+from ipy_agent.endpoints import Endpoint, Limits
+from ipy_agent.errors import AgentError, ConnectionLost, MessageTooBig, ProtocolError
+from ipy_agent.protocol.events import Error, Event, ResponseCreated, decode
 from ipy_agent.protocol.lanes import CLIENT, SERVER, IllegalMove, Lane, State
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
+from ipy_agent.transport.address import Address
+from ipy_agent.transport.handshake import MAX_FRAME, open_socket
 
-__all__ = ["MAX_FRAME", "Address", "Arrival", "Connection", "LiveLane", "open_connection"]
+__all__ = ["CONNECTION_LIMIT", "Arrival", "Connection", "LiveLane", "open_connection"]
 
-MAX_FRAME = 16 * 2**20
-OPEN_SECONDS = 15.0
+MAX_RESPONSE = 64 * 2**20
 CLOSE_SECONDS = 0.3
+
+CONNECTION_LIMIT = "websocket_connection_limit_reached"
 
 Arrival = tuple[int, Event]
 """An event, and the bytes of its frame."""
 
 
-class Address(msgspec.Struct, frozen=True):
-    """Where to connect, and with which key (never shown)."""
-
-    url: str
-    key: str | None
-
-    def __repr__(self) -> str:
-        return f"<address {self.url}>"
-
-
 class LiveLane:
-    """A lane as its client keeps it: where it stands, what the peer holds, what arrived."""
+    """A lane as its client keeps it: where it stands, and what arrived.
 
-    def __init__(self, name: str | None) -> None:
-        self.moves = Lane(name)
-        self.lineage = Lineage()
+    Attributes:
+        name: the branch that it serves.
+        wire: its `stream_id`; `None` for the default lane.
+        taken: whether somebody has a turn here, or is about to.
+        arrived: what the reader read and the turn has not; at most a response.
+        sent_bytes: what the turn's request had.
+        heard: whether anything came of the turn.
+    """
+
+    def __init__(self, name: str | None, wire: str | None) -> None:
+        self.name = name
+        self.wire = wire
+        self.moves = Lane(wire)
+        self.taken = False
         self.arrived: asyncio.Queue[Arrival | AgentError] = asyncio.Queue()
+        self.sent_bytes = 0
+        self.heard = False
+        self._forks = 0
+        self._free = asyncio.Event()
+        self._forked_from: LiveLane | None = None
+        self._read = 0
+        self._before: str | None = None
+        self._response: str | None = None
 
-    def learn(self, request: Request, end: Event, done: list[Item]) -> None:
-        """Take note of how a turn ended; an output that was not told again is what was done."""
-        if isinstance(end, TERMINAL):
-            end.response.output = end.response.output or done
-        if isinstance(end, ResponseCompleted):
-            self.lineage.remember(request, end.response.id, end.response.output or [])
-        else:
-            self.lineage.forget()
+    def forks_from(self, source: LiveLane) -> None:
+        """Hold another lane until this one's turn has taken its parent over."""
+        self._forked_from = source
+        source._forks += 1
+
+    async def stands_free(self) -> None:
+        """Wait until no fork on its way continues from this lane's latest response."""
+        while self._forks:
+            self._free.clear()
+            await self._free.wait()
+
+    def begin(self, sent_bytes: int) -> None:
+        """Take note that a turn is asked for."""
+        self.moves.move(CLIENT, "create")
+        self.sent_bytes, self.heard, self._read = sent_bytes, False, 0
+        self._before, self._response = self._response or self._before, None
+
+    def take(self, size: int, event: Event) -> bool:
+        """Take in an event of this lane's turn; one of the turn before it is not taken.
+
+        Raises:
+            IllegalMove: nothing like it may come now.
+            MessageTooBig: the response is larger than any may be.
+        """
+        name = getattr(getattr(event, "response", None), "id", None)
+        if name is not None:
+            if name == self._before:
+                return False
+            self._response = name
+        self.moves.move(SERVER, event.KIND)
+        self._read += size
+        if self._read > MAX_RESPONSE:
+            raise MessageTooBig(
+                f"the endpoint sent a response of more than {MAX_RESPONSE:,} bytes, "
+                "which is the limit",
+                sent=True,
+            )
+        self.heard = True
+        self.arrived.put_nowait((size, event))
+        if event.KIND != "other" and not isinstance(event, ResponseCreated):
+            self.let_go()
+        return True
+
+    def let_go(self) -> None:
+        """Let the lane that was forked from move on."""
+        source, self._forked_from = self._forked_from, None
+        if source is not None:
+            source._forks -= 1  # noqa: SLF001 (a lane of the same connection)
+            source._free.set()  # noqa: SLF001 (see above)
 
 
 class Connection:
-    """One socket, and the task that reads it."""
+    """One socket, and the task that reads it.
 
-    def __init__(self, number: int, socket: ClientConnection, connect_ms: float) -> None:
+    Attributes:
+        model: what it was opened for.
+        leaving: it takes no more turns, and is closed when those under way have ended.
+        echoes: whether it was seen to tell lanes apart; `None` until it was tried.
+        keeps_all: whether it is known to keep every response, not only each lane's latest.
+    """
+
+    def __init__(
+        self, number: int, socket: ClientConnection, connect_ms: float, limits: Limits
+    ) -> None:
         self.number = number
         self.socket = socket
         self.connect_ms = connect_ms
-        self.opened_at = time.monotonic()
+        self.opened_at = self.used_at = time.monotonic()
         self.turns = 0
         self.ignored = 0
+        self.model: str | None = None
+        self.leaving = False
+        self.echoes: bool | None = None if limits.lanes is None else limits.lanes > 0
         self.lost: AgentError | None = None
+        self.lineage = Lineage(keeps_all=limits.keeps_all is not False)
+        self.lanes: dict[str | None, LiveLane] = {}
+        self.in_flight = asyncio.Semaphore(limits.in_flight)
+        self.keeps_all = limits.keeps_all is True
         self._sent_bytes = 0
-        self._lanes: dict[str | None, LiveLane] = {}
         self._reader = asyncio.create_task(self._read())
 
     @property
-    def usable(self) -> bool:
-        """Whether a turn may begin here: the socket lives and no lane is in a turn."""
-        return (
-            self.lost is None
-            and self.socket.state is SocketState.OPEN
-            and all(lane.moves.state is State.IDLE for lane in self._lanes.values())
-        )
+    def alive(self) -> bool:
+        """Whether the socket can carry another turn."""
+        return self.lost is None and self.socket.state is SocketState.OPEN and not self.leaving
+
+    @property
+    def busy(self) -> bool:
+        """Whether any lane is in a turn."""
+        return any(lane.taken for lane in self.lanes.values())
+
+    def switches(self, request: Request) -> bool:
+        """Whether a request asks for another model than this connection began with."""
+        return self.turns > 1 and self.model != request.fields.values.get("model")
 
     def lane(self, name: str | None) -> LiveLane:
-        """Return the lane of this name; a new one holds nothing."""
-        return self._lanes.setdefault(name, LiveLane(name))
+        """Return the lane of a branch, made if it is new."""
+        if name not in self.lanes:
+            self.lanes[name] = LiveLane(name, None if self.echoes is False else name)
+        return self.lanes[name]
 
     async def send(self, lane: LiveLane, request: Request) -> int:
         """Send a request on an idle lane and return its bytes."""
         frame = request.frame()
-        lane.moves.move(CLIENT, "create")
+        lane.begin(len(frame))
         self._sent_bytes = len(frame)
+        self.turns += 1
+        self.used_at = time.monotonic()
         try:
             await self.socket.send(frame, text=True)
         except ConnectionClosed as closed:
@@ -141,80 +203,53 @@ class Connection:
                 self._deliver(decode(raw), len(raw))
         except ConnectionClosed as closed:
             self.lost = _lost(closed, self._sent_bytes)
+        except MessageTooBig as error:
+            self.lost = error
         except (msgspec.DecodeError, IllegalMove) as error:
             self.lost = ProtocolError(
                 f"the endpoint broke the protocol ({error}); run the cell again", sent=True
             )
         finally:
             self.lost = self.lost or ConnectionLost("the connection was let go", sent=True)
-            for lane in self._lanes.values():
+            for lane in self.lanes.values():
                 lane.moves.move(SERVER, "close")
+                lane.let_go()
                 lane.arrived.put_nowait(self.lost)
 
     def _deliver(self, event: Event, size: int) -> None:
-        lane = self._lanes.get(event.stream_id or None)
-        if lane is None or lane.moves.state is State.IDLE:
-            # What belongs to no turn of ours is not worth a connection.
-            self.ignored += 1
-            return
-        lane.moves.move(SERVER, event.KIND)
-        lane.arrived.put_nowait((size, event))
+        taken = [lane.take(size, event) for lane in self._meant(event)]
+        # What belongs to no turn of ours is not worth a connection.
+        self.ignored += not any(taken)
+
+    def _meant(self, event: Event) -> list[LiveLane]:
+        """Return the lanes in a turn that an event is for."""
+        asked = [lane for lane in self.lanes.values() if lane.moves.state is not State.IDLE]
+        lanes = [lane for lane in asked if lane.wire == (event.stream_id or None)]
+        if isinstance(event, Error):
+            # One that names no lane in a turn is the whole connection's.
+            whole = event.reason.code == CONNECTION_LIMIT or not (lanes or event.stream_id)
+            return asked if whole else lanes
+        if lanes and lanes[0].wire is not None:
+            self.echoes = True
+        elif not lanes and not event.stream_id and self.echoes is None and len(asked) == 1:
+            # It was asked on a lane and answers without: it has one stream only.
+            self.echoes, asked[0].wire = False, None
+            self.lanes = {asked[0].name: asked[0]}
+            return asked
+        return lanes
 
 
-class _Connect(connect):
-    """Follows no redirect: the key would go along."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
-
-
-async def open_connection(endpoint: Endpoint, address: Address, number: int) -> Connection:
+async def open_connection(
+    endpoint: Endpoint, address: Address, number: int, limits: Limits
+) -> Connection:
     """Connect, and say in one line why not.
 
     Raises:
         TransportError: nothing answers, or something that does not let us in.
     """
     began = time.perf_counter()
-    socket = await _open(endpoint, address)
-    return Connection(number, socket, (time.perf_counter() - began) * 1_000)
-
-
-async def _open(endpoint: Endpoint, address: Address) -> ClientConnection:
-    headers = {"Authorization": f"Bearer {address.key}"} if address.key else {}
-    try:
-        return await _Connect(
-            address.url,
-            additional_headers=headers,
-            open_timeout=OPEN_SECONDS,
-            max_size=MAX_FRAME,
-            compression=None,
-            # Loopback never goes through a proxy, whatever HTTP_PROXY says.
-            proxy=None if endpoint.loopback else True,
-        )
-    except InvalidStatus as refused:
-        raise _refused(endpoint, refused) from None
-    except ssl.SSLError as error:
-        raise ConnectionFailed(
-            f"the certificate of {endpoint.url} does not hold: {error.reason}"
-        ) from None
-    except (OSError, ValueError, InvalidHandshake, InvalidProxy, InvalidURI) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConnectionFailed(
-            f"nothing answers at {endpoint.url or address.url} ({reason}): check the address, "
-            "or choose another endpoint with `%agent connect`"
-        ) from None
-
-
-def _refused(endpoint: Endpoint, refused: InvalidStatus) -> AgentError:
-    status = refused.response.status_code
-    if status == 401:  # noqa: PLR2004 (HTTP's own number)
-        key = f"check {endpoint.key_env}" if endpoint.key_env else "name its variable (--key-env)"
-        return AuthenticationFailed(f"{endpoint.name} does not take the key: {key}")
-    return UpgradeRefused(
-        f"{endpoint.name} answers at {endpoint.url}, but refuses a WebSocket (HTTP {status}): "
-        "use an endpoint that speaks the Responses API over WebSocket",
-        status=status,
-    )
+    socket = await open_socket(endpoint, address)
+    return Connection(number, socket, (time.perf_counter() - began) * 1_000, limits)
 
 
 _MISFIT = frozenset({1002, 1003, 1007, 1010})

@@ -57,8 +57,8 @@ class ScriptedTransport:
     def __init__(self, script: Sequence[dict[str, Any]] = ()) -> None:
         self.requests: list[Request] = []
         self._script = entries(script)
-        self._lineage = Lineage()
-        self._held = 0
+        self._lineage = Lineage(keeps_all=True)
+        self._held: dict[str | None, int] = {None: 0}
         self._connections = 0
         self._connected = False
 
@@ -89,7 +89,7 @@ class ScriptedTransport:
     async def aclose(self) -> None:
         """Forget what was said; the next turn begins a new connection."""
         self._connected = False
-        self._lineage.forget()
+        self._lineage = Lineage(keeps_all=True)
 
     def _told(self, request: Request, short: Request, *, reused: bool) -> RequestSent:
         return RequestSent(
@@ -102,6 +102,7 @@ class ScriptedTransport:
             held_items=len(request.input) - len(short.input),
             sent_bytes=short.size(),
             full_bytes=request.size(),
+            resent=self._lineage.why(request) if short is request else None,
         )
 
     def _answer(self, request: Request, short: Request) -> Iterator[Event]:
@@ -109,7 +110,7 @@ class ScriptedTransport:
         if request.generate:
             entry = self._script.pop(0) if self._script else Entry(_last_words(request.input))
         if entry.error is not None:
-            self._lineage.forget()
+            self._lineage.forget(short)
             yield _refusal(entry.error)
             return
         number = len(self.requests)
@@ -129,16 +130,16 @@ class ScriptedTransport:
                 model=response.model,
                 status="completed",
                 output=output,
-                usage=self._usage(short, output),
+                usage=self._usage(short, response.id, output),
             )
         )
 
-    def _usage(self, short: Request, output: list[Item]) -> Usage:
+    def _usage(self, short: Request, name: str, output: list[Item]) -> Usage:
         """Count words, as the embedded server's scripted engine does."""
-        cached = 0 if short.previous_response_id is None else self._held
+        cached = self._held[short.previous_response_id]
         words = sum(len(text(item).split()) for item in short.input)
         said = sum(len(text(item).split()) for item in output)
-        self._held = cached + words + said
+        self._held[name] = cached + words + said
         return Usage.of(input_tokens=cached + words, cached_tokens=cached, output_tokens=said)
 
 

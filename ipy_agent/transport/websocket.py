@@ -1,7 +1,9 @@
-"""One live WebSocket to an endpoint, kept across cells: each turn sends only what is new.
+"""Live WebSockets to an endpoint, kept across cells: each turn sends only what is new.
 
-A turn that is abandoned retires its connection, since the protocol has no cancel and a late
-answer must not meet the next question. A parent that the peer let go costs one full resend.
+A branch has a lane of a connection where the endpoint has lanes, else a connection of its own. A
+turn that is abandoned retires its connection, since the protocol has no cancel and a late
+answer must not meet the next question. What can be mended is mended unseen, each way once a
+turn (`_REMEDIES`); what the endpoint's row does not know is learnt by that.
 
 Rule 1: everything here runs on one event loop. Nothing is printed or logged.
 Rule 2: a request counts as sent from the moment it is handed to the socket.
@@ -11,25 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import AgentError, NoAnswer
-from ipy_agent.protocol.events import Error, Event, ItemDone
-from ipy_agent.protocol.items import Item
+from ipy_agent.errors import AgentError, MessageTooBig, NoAnswer
+from ipy_agent.protocol.events import Error, Event, Reason, ResponseCompleted
 from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
-from ipy_agent.transport.connection import (
-    Address,
-    Arrival,
-    Connection,
-    LiveLane,
-    open_connection,
-)
-from ipy_agent.transport.local import local_server
+from ipy_agent.transport.address import Locate, local_address
+from ipy_agent.transport.connection import CONNECTION_LIMIT, Arrival, LiveLane
+from ipy_agent.transport.pool import Place, Pool
+from ipy_agent.transport.turns import Turn
 
 __all__ = ["WebSocketTransport"]
 
@@ -37,8 +35,17 @@ FIRST_EVENT_SECONDS = 60.0
 IDLE_SECONDS = 300.0
 
 
+_Fits = Callable[[Turn, Reason], bool]
+_Mend = Callable[["WebSocketTransport", Turn], None]
+
+_LANE_REFUSALS = frozenset(
+    (code, "stream_id")
+    for code in ("invalid_stream_id", "websocket_stream_limit_reached", "unknown_parameter")
+)
+
+
 class WebSocketTransport:
-    """The live connection to one endpoint. Made at no cost; connects at the first turn.
+    """The live connections to one endpoint. Made at no cost; connects at the first turn.
 
     Args:
         endpoint: where responses come from.
@@ -53,71 +60,69 @@ class WebSocketTransport:
         *,
         first_event: float = FIRST_EVENT_SECONDS,
         idle: float = IDLE_SECONDS,
-        locate: Callable[..., Coroutine[Any, Any, tuple[str, str | None]]] | None = None,
+        locate: Locate = local_address,
     ) -> None:
         self.endpoint = endpoint
         self._first_event = first_event
         self._idle = idle
-        self._locate = locate or _local_address
-        self._connection: Connection | None = None
-        self._connections = 0
+        self._pool = Pool(endpoint, locate)
+        self._diagnoses = endpoint.diagnoses
+        self._answered: dict[str | None, str] = {}
 
     async def stream(self, request: Request) -> Stream:
         """Answer a whole request; see `Transport.stream`."""
-        if self._connection is None or not self._connection.usable:
-            async with contextlib.aclosing(self._connect(request)) as notices:
-                async for notice in notices:
-                    yield notice
-        connection = self._connection
-        assert connection is not None  # noqa: S101 (connecting raises otherwise)
-        lane = connection.lane(request.stream_id)
-        connection.turns += 1
-        received = 0
-        try:
-            for attempt in range(2):
-                short = lane.lineage.shorten(request)
-                sent_bytes = await connection.send(lane, short)
-                yield _told(connection, request, short, sent_bytes, attempt)
-                done, deadline, over = list[Item](), self._first_event, False
-                while not over:
-                    size, event = await self._arrival(lane, deadline)
-                    received, deadline = received + size, self._idle
-                    over = event.KIND in ("terminal", "error")
-                    if isinstance(event, ItemDone):
-                        done.append(event.item)
-                    elif over:
-                        lane.learn(request, event, done)
-                    if short is not request and _parent_is_gone(event):
-                        break  # the remedy is the same turn in full, once
-                    yield event
-                else:
-                    yield ResponseEnded(received_bytes=received)
-                    return
-        finally:
-            if not connection.usable:
-                await self._retire(connection)
+        received, attempt, mended = 0, 0, set[str]()
+        while True:
+            place: Place | None = None
+            async with contextlib.aclosing(self._pool.place(request)) as finding:
+                async for found in finding:
+                    if isinstance(found, Notice):
+                        yield found
+                    else:
+                        place = found
+            assert place is not None  # noqa: S101 (it is the last, or finding it raises)
+            try:
+                async with place.connection.in_flight:
+                    await place.lane.stands_free()
+                    if not place.connection.alive:
+                        continue  # it was lost while this turn waited: nothing was sent
+                    turn = Turn(place, request, mended)
+                    yield await self._send(turn, attempt)
+                    deadline, over = self._first_event, False
+                    while not over:
+                        size, event = await self._arrival(place.lane, deadline)
+                        received, deadline = received + size, self._idle
+                        over = turn.learn(event)
+                        if over and self._mends(turn, event):
+                            break
+                        yield event
+                    else:
+                        self._note(turn, event)
+                        yield ResponseEnded(received_bytes=received)
+                        return
+                    attempt += 1
+            finally:
+                await self._pool.leave(place)
 
     def describe(self) -> str:
-        """Return where the connection stands, in one line."""
-        connection = self._connection
-        if connection is None or connection.lost is not None:
-            return "not connected"
-        minutes = (time.monotonic() - connection.opened_at) / 60
-        return (
-            f"connected (WebSocket {connection.number}, {connection.turns} turns, "
-            f"open for {minutes:.1f} min)"
-        )
+        """Return where the connections stand, in one line."""
+        return self._pool.describe()
 
     async def aclose(self) -> None:
-        """Close with 1000 and forget the connection."""
-        await self._retire(self._connection)
+        """Close with 1000 and forget the connections."""
+        await self._pool.aclose()
 
-    async def _retire(self, connection: Connection | None) -> None:
-        # A turn that is closed late lets go of its own connection, not of the one after it.
-        if connection is self._connection:
-            self._connection = None
-        if connection is not None:
-            await connection.close()
+    async def _send(self, turn: Turn, attempt: int) -> RequestSent:
+        before = self._answered.get(turn.request.stream_id)
+        short = turn.shortened(before if self._diagnoses else None)
+        limit = self._pool.limits.frame_bytes
+        if limit is not None and short.size() > limit:
+            raise MessageTooBig(
+                f"the request has {short.size():,} bytes and {self.endpoint.name} takes "
+                f"{limit:,}: send less, or start over with `%agent reset`"
+            )
+        size = await turn.place.connection.send(turn.place.lane, short)
+        return turn.told(size, attempt)
 
     async def _arrival(self, lane: LiveLane, seconds: float) -> Arrival:
         if lane.arrived.empty():
@@ -132,56 +137,85 @@ class WebSocketTransport:
         else:
             arrival = lane.arrived.get_nowait()
         if isinstance(arrival, AgentError):
+            self._learn(arrival, lane)
             raise arrival
         return arrival
 
-    async def _connect(self, request: Request) -> AsyncGenerator[Notice, None]:
-        """Open a new connection, telling on the way what takes long."""
-        await self._retire(self._connection)
-        endpoint, address = self.endpoint, Address(self.endpoint.url, None)
-        if endpoint.url:
-            address = Address(endpoint.websocket_url, endpoint.key())
-        else:
-            notices: asyncio.Queue[str | None] = asyncio.Queue()
-            finding = asyncio.create_task(
-                self._locate(notices.put_nowait, model=request.fields.values.get("model"))
-            )
-            finding.add_done_callback(lambda _: notices.put_nowait(None))
-            try:
-                while (text := await notices.get()) is not None:
-                    yield Notice(text=text)
-                url, key = await finding
-            finally:
-                finding.cancel()
-            address = Address(Endpoint(name="local", url=url).websocket_url, key)
-        self._connection = await open_connection(endpoint, address, self._connections + 1)
-        self._connections += 1
+    def _learn(self, error: AgentError, lane: LiveLane) -> None:
+        if isinstance(error, MessageTooBig) and lane.sent_bytes and not lane.heard:
+            self._limit(frame_bytes=lane.sent_bytes - 1)
 
+    def _limit(self, **learnt: Any) -> None:
+        self._pool.limits = dataclasses.replace(self._pool.limits, **learnt)
 
-async def _local_address(
-    notice: Callable[[str], None], *, model: str | None
-) -> tuple[str, str | None]:
-    server = await local_server(notice, model=model)
-    return server.url, server.token
+    def _mends(self, turn: Turn, event: Event) -> bool:
+        """Whether a turn that failed is to be sent again, in another way."""
+        if not isinstance(event, Error):
+            return False
+        for name, (fits, mend) in self._REMEDIES.items():
+            if name not in turn.mended and fits(turn, event.reason):
+                turn.mended.add(name)
+                mend(self, turn)
+                return True
+        return False
 
+    def _note(self, turn: Turn, event: Event) -> None:
+        if isinstance(event, ResponseCompleted):
+            self._answered[turn.request.stream_id] = event.response.id
 
-def _told(
-    connection: Connection, request: Request, short: Request, sent_bytes: int, attempt: int
-) -> RequestSent:
-    reused = connection.turns > 1
-    return RequestSent(
-        transport="websocket",
-        connection=connection.number,
-        reused=reused,
-        connect_ms=None if reused else connection.connect_ms,
-        previous_response_id=short.previous_response_id,
-        sent_items=len(short.input),
-        held_items=len(request.input) - len(short.input),
-        sent_bytes=sent_bytes,
-        full_bytes=request.size(),
-        attempt=attempt,
-    )
+    # what is done about what a peer will not do
 
+    def _resend_whole(self, turn: Turn) -> None:
+        lineage, parent = turn.place.connection.lineage, turn.short.previous_response_id
+        if self._pool.limits.keeps_all is None and not lineage.lanes_at(parent):
+            self._limit(keeps_all=False)
+            lineage.keep_latest()
+        lineage.forget(turn.short, gone=True)
 
-def _parent_is_gone(event: Event) -> bool:
-    return isinstance(event, Error) and event.reason.code == "previous_response_not_found"
+    def _renew(self, turn: Turn) -> None:
+        connection = turn.place.connection
+        connection.leaving = True
+        if self._pool.limits.seconds is None:
+            self._limit(seconds=time.monotonic() - connection.opened_at)
+
+    def _without_lane(self, turn: Turn) -> None:
+        lanes = turn.place.connection.lanes
+        lanes.pop(turn.place.lane.name, None)
+        self._limit(lanes=len(lanes.keys() - {None}))
+
+    def _without_diagnosis(self, _: Turn) -> None:
+        self._diagnoses = False
+
+    def _elsewhere(self, _: Turn) -> None:
+        self._limit(one_model=True)
+
+    # each once a turn: when it fits what the peer said, and how the turn is mended
+    _REMEDIES: ClassVar[dict[str, tuple[_Fits, _Mend]]] = {
+        "whole": (
+            lambda turn, reason: (
+                reason.code == "previous_response_not_found"
+                and turn.short.previous_response_id is not None
+            ),
+            _resend_whole,
+        ),
+        "renewed": (lambda _, reason: reason.code == CONNECTION_LIMIT, _renew),
+        "laneless": (
+            lambda turn, reason: (
+                turn.place.lane.wire is not None and (reason.code, reason.param) in _LANE_REFUSALS
+            ),
+            _without_lane,
+        ),
+        "undiagnosed": (
+            lambda turn, reason: (
+                turn.short.compare_to is not None
+                and str(reason.param).startswith("prompt_cache_options")
+            ),
+            _without_diagnosis,
+        ),
+        "elsewhere": (
+            lambda turn, reason: (
+                reason.param == "model" and turn.place.connection.switches(turn.short)
+            ),
+            _elsewhere,
+        ),
+    }

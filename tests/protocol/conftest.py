@@ -16,34 +16,30 @@ HOLDS_ENOUGH = 8
 class Ends:
     """A client and a server with nothing between them but the bytes of their frames."""
 
-    def __init__(self, keep=HOLDS_ENOUGH):
+    def __init__(self, keep=HOLDS_ENOUGH, *, keeps_all=False):
         self.keep = keep
+        self.keeps_all = keeps_all
         self.numbers = itertools.count(1)
         self.reconnect()
 
     def reconnect(self):
         """Both ends begin anew, as on another socket."""
-        self.lineages = {}
+        self.lineage = Lineage(keeps_all=self.keeps_all)
         self.restart_server()
 
     def restart_server(self):
         """The server forgets everything, and its client does not know."""
         self.cache = ResponseCache(self.keep)
 
-    def lineage(self, lane=None):
-        return self.lineages.setdefault(lane, Lineage())
-
     def deliver(self, full):
         """Return what the client sent of `full`, what arrived, and the whole put back there."""
-        lineage = self.lineage(full.stream_id)
-        sent = lineage.shorten(full)
+        sent = self.lineage.shorten(full)
         try:
             arrived, (whole, held) = self.expanded(sent)
         except NotHeld:
             assert sent.previous_response_id is not None
-            lineage.forget()
-            sent = lineage.shorten(full)
-            assert sent is full
+            self.lineage.forget(sent, gone=True)
+            sent = full
             arrived, (whole, held) = self.expanded(sent)
         assert held.chain is whole.input.back(len(arrived.input))
         return sent, arrived, whole
@@ -60,7 +56,7 @@ class Ends:
         self.cache.remember(whole, name, output)
         response = Response(id=name, output=output)
         read = decode(encode(ResponseCompleted(response=response))).response.output
-        self.lineage(full.stream_id).remember(full, name, read)
+        self.lineage.remember(full, name, read)
         return read
 
     def turn(self, full, output=()):

@@ -86,7 +86,7 @@ def test_another_conversation_travels_whole(ends, chain):
     """What does not begin with what was sent and answered, node for node, is sent in full."""
     full = request(chain)
 
-    assert ends.lineage().shorten(full) is full
+    assert ends.lineage.shorten(full) is full
 
 
 @pytest.mark.parametrize("values", [*FIELDS[1:], dict(reversed(FIELDS[0].items()))])
@@ -94,12 +94,12 @@ def test_another_setting_sends_everything(ends, answered, values):
     """A changed field, even a changed order, breaks the prefix: the request travels whole."""
     full = request(answered, Fields(values))
 
-    assert ends.lineage().shorten(full) is full
+    assert ends.lineage.shorten(full) is full
 
 
 def test_equal_settings_in_another_object_do_not(ends, answered):
     """Fields that are made again with the same values are the same settings."""
-    sent = ends.lineage().shorten(request(answered, Fields(dict(FIELDS[0]))))
+    sent = ends.lineage.shorten(request(answered, Fields(dict(FIELDS[0]))))
 
     assert sent.previous_response_id == "resp_1"
 
@@ -107,17 +107,17 @@ def test_equal_settings_in_another_object_do_not(ends, answered):
 @pytest.mark.usefixtures("answered")
 def test_output_may_be_a_copy_of_what_was_read(ends):
     """A conversation that keeps equal items, not the very same, is continued all the same."""
-    sent = ends.lineage().shorten(request(CHAIN.extend([*copy.deepcopy(ANSWER), user("two")])))
+    sent = ends.lineage.shorten(request(CHAIN.extend([*copy.deepcopy(ANSWER), user("two")])))
 
     assert list(sent.input) == [user("two")]
 
 
 def test_a_failed_turn_forgets(ends, answered):
     """After a failure the whole conversation is sent again."""
-    ends.lineage().forget()
     full = request(answered)
+    ends.lineage.forget(ends.lineage.shorten(full))
 
-    assert ends.lineage().shorten(full) is full
+    assert ends.lineage.shorten(full) is full
 
 
 def test_the_list_of_output_may_be_changed_afterwards():
@@ -132,12 +132,109 @@ def test_the_list_of_output_may_be_changed_afterwards():
     assert cache.expand(sent)[0].input == CHAIN.extend(output)
 
 
-def test_lanes_have_lineages_of_their_own(ends, answered):
-    """What one lane said does not shorten the other's request."""
-    arrived, _ = ends.turn(request(answered, stream_id="idea2"))
+def test_a_fork_continues_from_another_lane(ends, answered):
+    """A new lane sends what is new, and the id of the response that it shares."""
+    arrived, _ = ends.turn(request(answered.extend([user("two")]), stream_id="idea2"))
 
-    assert arrived.previous_response_id is None
-    assert len(arrived.input) == 2
+    assert (arrived.stream_id, arrived.previous_response_id) == ("idea2", "resp_1")
+    assert list(arrived.input) == [user("two")]
+    assert ends.lineage.lanes_at("resp_1") == [None]
+    assert ends.lineage.lanes_at("resp_2") == ["idea2"]
+    assert ends.lineage.lanes_at("resp_3") == []
+
+
+def turns(ends, chain, *numbers, **more):
+    """Make turns on a lane and return the conversation after each."""
+    after = []
+    for number in numbers:
+        chain = chain.extend([user(number)])
+        _, output = ends.turn(request(chain, **more), [message(number)])
+        chain = chain.extend(output)
+        after.append(chain)
+    return after
+
+
+@pytest.mark.parametrize(("keeps_all", "parent"), [(False, None), (True, "resp_1")])
+def test_an_older_response_is_continued_from_where_it_is_kept(new_ends, keeps_all, parent):
+    """A branch from before the latest turn goes on by id where all are kept, else whole."""
+    ends = new_ends(keeps_all=keeps_all)
+    first, *_ = turns(ends, EMPTY, "one", "two", "three")
+    sent = ends.lineage.shorten(request(first.extend([user("again")])))
+
+    assert sent.previous_response_id == parent
+
+
+def test_that_a_peer_keeps_only_the_latest_can_be_learnt(new_ends):
+    """From then on older responses are not continued from, and the latest still is."""
+    ends = new_ends(keeps_all=True)
+    first, second = turns(ends, EMPTY, "one", "two")
+    ends.lineage.keep_latest()
+
+    assert ends.lineage.shorten(request(first.extend([user("x")]))).previous_response_id is None
+    assert ends.lineage.shorten(request(second)).previous_response_id == "resp_2"
+    third, _ = turns(ends, second, "three", "four")
+    assert ends.lineage.shorten(request(third)).previous_response_id is None
+
+
+def test_a_setting_that_comes_back_finds_its_own_response(new_ends):
+    """After a turn with another model the one before it is continued from, items between sent."""
+    ends = new_ends(keeps_all=True)
+    (first,) = turns(ends, EMPTY, "one")
+    other = first.extend([user("two")])
+    _, output = ends.turn(request(other, Fields(FIELDS[1])), [message("2")])
+    sent = ends.lineage.shorten(request(other.extend([*output, user("three")])))
+
+    assert sent.previous_response_id == "resp_1"
+    assert list(sent.input) == [user("two"), message("2"), user("three")]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_failed_fork_keeps_the_shared_parent(ends, answered, gone):
+    """The lane that it forked from goes on by id, unless the peer says that the id is gone."""
+    fork = ends.lineage.shorten(request(answered.extend([user("x")]), stream_id="idea2"))
+    ends.lineage.forget(fork, gone=gone)
+    sent = ends.lineage.shorten(request(answered.extend([user("two")])))
+
+    assert sent.previous_response_id == (None if gone else "resp_1")
+
+
+def test_a_failed_continuation_forgets_the_older_parent_too(new_ends):
+    """Where all is kept, what a lane continued from is in doubt, and so is its latest."""
+    ends = new_ends(keeps_all=True)
+    first, second = turns(ends, EMPTY, "one", "two")
+    ends.lineage.forget(ends.lineage.shorten(request(first.extend([user("again")]))))
+
+    for chain in (first, second):
+        full = request(chain.extend([user("more")]))
+        assert ends.lineage.shorten(full) is full
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (FIELDS[1], "model_changed"),
+        (FIELDS[2], "instructions_changed"),
+        (FIELDS[3], "tools_changed"),
+        ({**FIELDS[0], "text": {"format": {}}}, "text_format_changed"),
+        ({**FIELDS[0], "reasoning": {"effort": "low"}}, "reasoning_effort_changed"),
+        ({**FIELDS[0], "prompt_cache_key": "k"}, "prompt_cache_key_changed"),
+        ({**FIELDS[0], "truncation": "auto"}, "settings_changed"),
+        ({k: v for k, v in FIELDS[0].items() if k != "store"}, "settings_changed"),
+        (dict(reversed(FIELDS[0].items())), "settings_changed"),
+    ],
+)
+def test_it_knows_which_setting_broke_the_prefix(ends, answered, values, reason):
+    """What changed since the turn before is told by name."""
+    assert ends.lineage.why(request(answered, Fields(values))) == reason
+
+
+def test_it_knows_a_new_connection_from_a_loss(ends, answered):
+    """Nothing was ever said on a new connection; on another it is not held any more."""
+    full = request(answered)
+    assert Lineage().why(full) == "new_connection"
+
+    ends.lineage.forget(ends.lineage.shorten(full))
+    assert ends.lineage.why(full) == "evicted"
 
 
 def test_a_cache_gives_back_the_engines_memory():
@@ -179,10 +276,9 @@ def test_a_forgotten_conversation_is_not_held():
 
 
 @pytest.mark.usefixtures("answered")
-def test_a_lineage_shows_from_where_it_goes_on(ends):
-    """Its line tells a debugger the id that the next request continues from."""
-    assert repr(ends.lineage()) == "<Lineage after resp_1>"
-    assert repr(Lineage()) == "<Lineage after None>"
+def test_a_lineage_shows_how_much_it_knows(ends):
+    """Its line tells a debugger how much there is to continue from."""
+    assert repr(ends.lineage) == "<Lineage of 1 responses>"
 
 
 # The cost of a turn does not depend on the turns before it.
@@ -221,9 +317,10 @@ def lines_run(work):
     return lines
 
 
-def test_a_turn_costs_the_same_at_any_length(new_ends):
-    """Turn 200 runs as many lines and compares as many items as turn 2, at both ends."""
-    ends, chain, costs = new_ends(keep=1024), EMPTY, {}
+@pytest.mark.parametrize("keeps_all", [False, True])
+def test_a_turn_costs_the_same_at_any_length(new_ends, keeps_all):
+    """Turn 200 runs as many lines and compares as many items as turn 3, at both ends."""
+    ends, chain, costs = new_ends(keep=1024, keeps_all=keeps_all), EMPTY, {}
     for number in range(1, 201):
         chain = chain.extend([Counted(user(str(number)))])
         Counted.compared, full = 0, request(chain)
@@ -240,6 +337,6 @@ def test_a_turn_costs_the_same_at_any_length(new_ends):
         chain = chain.extend(Counted(item) for item in work.pop())
         costs[number] += (lines,)
 
-    assert costs[2][0] > 0
-    assert costs[2][1] == 2
-    assert costs[200] == costs[2]
+    assert costs[3][0] > 0
+    assert costs[3][1] == 2
+    assert costs[200] == costs[3]

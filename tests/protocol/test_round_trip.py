@@ -46,16 +46,17 @@ class Conversations(RuleBasedStateMachine):
     """Two lanes of one connection, and all that can happen to what is said on them.
 
     `said` holds the conversations as plain lists, beside the chains that they check; `basis`
-    the settings of a lane's last turn, while that went well.
+    the settings of each response that may be continued from.
     """
 
     def __init__(self, new_ends):
         super().__init__()
         self.new_ends = new_ends
 
-    @initialize(keep=st.sampled_from([0, 1, 2, 8, 8]))
-    def begin(self, keep):
-        self.ends = self.new_ends(keep)
+    @initialize(keep=st.sampled_from([0, 1, 2, 8, 8]), keeps_all=st.booleans())
+    def begin(self, keep, keeps_all):
+        self.ends = self.new_ends(keep, keeps_all=keeps_all)
+        self.latest = {}
         self.values = FIELDS[0]
         self.chains = {None: EMPTY, "idea2": EMPTY}
         self.said = {None: [], "idea2": []}
@@ -79,22 +80,20 @@ class Conversations(RuleBasedStateMachine):
         if outcome in ("refused", "evicted"):
             self.ends.cache.forget(sent.previous_response_id)
         else:
-            read = self.ends.answer(full, whole, output)
+            read = self.answer(full, whole, output)
         if outcome in ("refused", "lost"):
-            self.ends.lineage(lane).forget()
-            self.basis[lane] = None
+            self.ends.lineage.forget(sent)
+            self.basis.pop(self.latest.get(lane), None)
         elif outcome == "answered":
             self.chains[lane] = self.chains[lane].extend(read)
             self.said[lane] += copy.deepcopy(output)
-            self.basis[lane] = self.values
         self.past.append(self.chains[lane])
 
     @rule(lane=LANES)
     def warm(self, lane):
         """A warm-up has no output, but can be continued from."""
         full, _, whole = self.deliver(lane, generate=False)
-        self.ends.answer(full, whole, [])
-        self.basis[lane] = self.values
+        self.answer(full, whole, [])
 
     @rule(values=st.sampled_from(FIELDS))
     def change_settings(self, values):
@@ -113,6 +112,16 @@ class Conversations(RuleBasedStateMachine):
     def memory_is_bounded(self):
         assert len(self.ends.cache) <= self.ends.keep
 
+    def answer(self, full, whole, output):
+        """Answer, and take note of what may be continued from now."""
+        read = self.ends.answer(full, whole, output)
+        latest = self.ends.lineage._latest[full.stream_id].id
+        if not self.ends.keeps_all:
+            self.basis.pop(self.latest.get(full.stream_id), None)
+        self.basis[latest] = self.values
+        self.latest[full.stream_id] = latest
+        return read
+
     def deliver(self, lane, generate=True):
         """Send the whole of a lane, and check what arrived against what was said."""
         fields = Fields(copy.deepcopy(self.values))
@@ -121,7 +130,7 @@ class Conversations(RuleBasedStateMachine):
         assert whole == full
         assert list(whole.input) == self.said[lane]
         if sent.previous_response_id is not None:
-            assert self.basis[lane] == self.values
+            assert self.basis[sent.previous_response_id] == self.values
         return full, sent, whole
 
     def none(self, lane, data):

@@ -372,9 +372,9 @@ def test_events_on_an_idle_lane_are_ignored(run, peer):
         async with Talk(other.endpoint()) as talk:
             await talk.ask("one")
             # What was sent before the pong has arrived when the pong has.
-            await (await talk.transport._connection.socket.ping())
-            events = await talk.ask("two")
-            return events, talk.transport._connection.ignored
+            (connection,) = talk.transport._pool._connections
+            await (await connection.socket.ping())
+            return await talk.ask("two"), connection.ignored
 
     events, ignored = run(main())
     assert said(events) == "2"
@@ -516,11 +516,26 @@ def test_a_reset_in_a_turn_is_a_lost_connection(run, peer, begun):
 
 
 def test_a_message_too_big_for_the_peer(run, peer):
-    """A close with 1009 is told as what it is, with the size that was sent."""
-    other = peer([answer("resp_1", "1"), [("close", 1009)]], [answer("resp_3", "3")])
+    """A close with 1009 is told with the size that was sent; what is larger is not sent again."""
+    other = peer([answer("resp_1", "1"), [("close", 1009)]], [])
 
-    failure = lost(run, other, MessageTooBig)
-    assert f"no message of {len(other.seen[0].raw[1])} bytes" in str(failure)
+    async def main():
+        async with Talk(other.endpoint()) as talk:
+            await talk.ask("one")
+            for _ in range(2):
+                with pytest.raises(MessageTooBig) as failure:
+                    await talk.ask("two")
+                yield failure.value
+
+    async def both():
+        return [failure async for failure in main()]
+
+    told, spared = run(both())
+    size = len(other.seen[0].raw[1])
+    assert told.sent
+    assert f"no message of {size} bytes" in str(told)
+    assert not spared.sent
+    assert f"takes {size - 1}" in str(spared)
 
 
 def test_a_message_too_big_for_us(run, peer):
@@ -572,7 +587,7 @@ def test_a_connection_that_closed_while_idle_is_replaced_unseen(run, peer):
     async def main():
         async with Talk(other.endpoint()) as talk:
             await talk.ask("one")
-            if connection := talk.transport._connection:
+            for connection in talk.transport._pool._connections:
                 while connection.socket.state is State.OPEN:  # noqa: ASYNC110 (no bell rings)
                     await asyncio.sleep(0)
             return await talk.ask("two")

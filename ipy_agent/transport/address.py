@@ -1,0 +1,71 @@
+"""Where a transport connects, and with which key: told, or found by starting the local server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from ipy_agent.endpoints import Endpoint
+from ipy_agent.trace import Notice
+from ipy_agent.transport.local import local_server
+
+__all__ = ["Address", "Locate", "addresses", "local_address"]
+
+Locate = Callable[..., Coroutine[Any, Any, tuple[str, str | None]]]
+"""Finds or starts a server, given what hears of it and `model`: its base URL and its token."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where to go, and the key to show there (which is never shown elsewhere)."""
+
+    websocket_url: str
+    http_url: str
+    key: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request says of who asks."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def __repr__(self) -> str:
+        return f"<address {self.http_url}>"
+
+
+async def addresses(
+    endpoint: Endpoint, locate: Locate, *, model: str | None
+) -> AsyncGenerator[Notice | Address, None]:
+    """Yield what takes long, if anything does, and last the address of an endpoint.
+
+    Raises:
+        AuthenticationFailed: its key's variable is not set.
+        AgentError: the local server cannot be had.
+    """
+    if endpoint.url:
+        yield _address(endpoint, endpoint.key())
+        return
+    notices: asyncio.Queue[str | None] = asyncio.Queue()
+    finding = asyncio.create_task(locate(notices.put_nowait, model=model))
+    finding.add_done_callback(lambda _: notices.put_nowait(None))
+    try:
+        while (text := await notices.get()) is not None:
+            yield Notice(text=text)
+        url, key = await finding
+    finally:
+        finding.cancel()
+    yield _address(dataclasses.replace(endpoint, url=url), key)
+
+
+async def local_address(
+    notice: Callable[[str], None], *, model: str | None
+) -> tuple[str, str | None]:
+    """Find or start the user's local server."""
+    server = await local_server(notice, model=model)
+    return server.url, server.token
+
+
+def _address(endpoint: Endpoint, key: str | None) -> Address:
+    return Address(endpoint.websocket_url, endpoint.http_url, key)

@@ -1,0 +1,70 @@
+"""The way into an endpoint: one upgrade to WebSocket, or one line that says why not.
+
+Rule 1: a redirect is a refusal: the key would go along.
+Rule 2: a certificate that does not hold is never accepted.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
+
+from ipy_agent.endpoints import Endpoint
+from ipy_agent.errors import AgentError, AuthenticationFailed, ConnectionFailed, UpgradeRefused
+from ipy_agent.transport.address import Address
+
+__all__ = ["MAX_FRAME", "open_socket"]
+
+MAX_FRAME = 16 * 2**20
+OPEN_SECONDS = 15.0
+
+
+class _Connect(connect):
+    """Follows no redirect: the key would go along."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+async def open_socket(endpoint: Endpoint, address: Address) -> ClientConnection:
+    """Open a WebSocket to an endpoint, and say in one line why not.
+
+    Raises:
+        TransportError: nothing answers, or something that does not let us in.
+    """
+    try:
+        return await _Connect(
+            address.websocket_url,
+            additional_headers=address.headers,
+            open_timeout=OPEN_SECONDS,
+            max_size=MAX_FRAME,
+            compression=None,
+            # Loopback never goes through a proxy, whatever HTTP_PROXY says.
+            proxy=None if endpoint.loopback else True,
+        )
+    except InvalidStatus as refused:
+        raise _refused(endpoint, refused) from None
+    except ssl.SSLError as error:
+        raise ConnectionFailed(
+            f"the certificate of {endpoint.url} does not hold: {error.reason}"
+        ) from None
+    except (OSError, ValueError, InvalidHandshake, InvalidProxy, InvalidURI) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConnectionFailed(
+            f"nothing answers at {endpoint.url or address.http_url} ({reason}): check the address, "
+            "or choose another endpoint with `%agent connect`"
+        ) from None
+
+
+def _refused(endpoint: Endpoint, refused: InvalidStatus) -> AgentError:
+    status = refused.response.status_code
+    if status == 401:  # noqa: PLR2004 (HTTP's own number)
+        key = f"check {endpoint.key_env}" if endpoint.key_env else "name its variable (--key-env)"
+        return AuthenticationFailed(f"{endpoint.name} does not take the key: {key}")
+    return UpgradeRefused(
+        f"{endpoint.name} answers at {endpoint.url}, but refuses a WebSocket (HTTP {status}): "
+        "use an endpoint that speaks the Responses API over WebSocket",
+        status=status,
+    )

@@ -1,0 +1,162 @@
+"""The open connections to one endpoint, and which of them a turn goes to.
+
+A branch stays on the connection that it is on; a new one goes where most of what it says is
+held; where no connection has room for it, another is opened, unseen.
+
+Rule 1: between the choice of a lane and its taking nothing is awaited.
+Rule 2: what a connection can do is `limits`: the endpoint's row, and what was learnt on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from ipy_agent.endpoints import Endpoint
+from ipy_agent.protocol.lanes import State
+from ipy_agent.protocol.requests import Request
+from ipy_agent.trace import Notice
+from ipy_agent.transport.address import Address, Locate, addresses
+from ipy_agent.transport.connection import Connection, LiveLane, open_connection
+
+__all__ = ["Place", "Pool"]
+
+MAX_CONNECTIONS = 16
+MAX_LANES = 32
+EARLY_SECONDS = 300.0
+"""How long before the end of a connection's life no turn begins on it any more."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a turn goes: a lane that is taken for it, and the connection that it is on."""
+
+    connection: Connection
+    lane: LiveLane
+
+
+class Pool:
+    """The connections to one endpoint."""
+
+    def __init__(self, endpoint: Endpoint, locate: Locate) -> None:
+        self.endpoint = endpoint
+        self.limits = endpoint.limits
+        self._locate = locate
+        self._connections: list[Connection] = []
+        self._opened = 0
+        self._opening = asyncio.Lock()
+        self._left = asyncio.Event()
+
+    async def place(self, request: Request) -> AsyncGenerator[Notice | Place, None]:
+        """Yield what takes long, if anything does, and last the place of a turn."""
+        async with self._opening:
+            await self._sweep()
+            while (place := self._choice(request)) is None:
+                if len(self._connections) < MAX_CONNECTIONS:
+                    async with contextlib.aclosing(self._open(request)) as opening:
+                        async for notice in opening:
+                            yield notice
+                else:
+                    await self._make_room()
+            place.lane.taken = True
+        yield place
+
+    async def leave(self, place: Place) -> None:
+        """Give a lane back. A turn that was not over retires its connection."""
+        connection, lane = place.connection, place.lane
+        lane.let_go()
+        lane.taken = False
+        connection.used_at = time.monotonic()
+        if lane.moves.state is not State.IDLE:
+            connection.leaving = True
+        self._left.set()
+        await self._sweep()
+
+    def describe(self) -> str:
+        """Return where the connections stand, in one line."""
+        alive = [connection for connection in self._connections if connection.alive]
+        if not alive:
+            return "not connected"
+        first, *more = alive
+        minutes = (time.monotonic() - first.opened_at) / 60
+        return (
+            f"connected (WebSocket {first.number}, {first.turns} turns, "
+            f"open for {minutes:.1f} min{f', and {len(more)} more' if more else ''})"
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections with 1000 and forget them."""
+        connections, self._connections = self._connections, []
+        await asyncio.gather(*(connection.close() for connection in connections))
+
+    def _choice(self, request: Request) -> Place | None:
+        name = request.stream_id
+        fit = [one for one in self._connections if self._takes(one, name, _model(request))]
+        best = max(fit, key=lambda one: _worth(one, request), default=None)
+        return None if best is None else Place(best, best.lane(name))
+
+    def _takes(self, connection: Connection, name: str | None, model: str | None) -> bool:
+        """Whether a turn on the lane of a branch may begin on a connection now."""
+        lane = connection.lanes.get(name)
+        trying_out = connection.echoes is None and connection.busy
+        other_model = self.limits.one_model and connection.model not in (None, model)
+        if not connection.alive or trying_out or other_model:
+            return False
+        if lane is not None:
+            return not lane.taken
+        if connection.echoes is False:
+            return not connection.lanes
+        most = MAX_LANES if self.limits.lanes is None else self.limits.lanes
+        return name is None or len(connection.lanes.keys() - {None}) < most
+
+    async def _open(self, request: Request) -> AsyncGenerator[Notice, None]:
+        found: Notice | Address | None = None
+        finding = addresses(self.endpoint, self._locate, model=_model(request))
+        async with contextlib.aclosing(finding):
+            async for found in finding:
+                if isinstance(found, Notice):
+                    yield found
+        assert isinstance(found, Address)  # noqa: S101 (it is the last, or it raises)
+        opened = await open_connection(self.endpoint, found, self._opened + 1, self.limits)
+        opened.model = _model(request)
+        self._opened += 1
+        self._connections.append(opened)
+
+    async def _make_room(self) -> None:
+        """Let go of the connection that idled longest; if none does, wait for one."""
+        idle = [connection for connection in self._connections if not connection.busy]
+        if not idle:
+            self._left.clear()
+            await self._left.wait()
+            return
+        min(idle, key=lambda connection: connection.used_at).leaving = True
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Close what is worn out, lost or left, as soon as nobody has a turn on it."""
+        now = time.monotonic()
+        for connection in self._connections:
+            connection.leaving = connection.leaving or self._is_worn(connection, now)
+        over = [one for one in self._connections if not (one.alive or one.busy)]
+        for connection in over:
+            self._connections.remove(connection)
+        await asyncio.gather(*(connection.close() for connection in over))
+
+    def _is_worn(self, connection: Connection, now: float) -> bool:
+        life, rest = self.limits.seconds, self.limits.idle_seconds
+        old = life is not None and now - connection.opened_at > max(life - EARLY_SECONDS, life / 2)
+        idle = rest is not None and now - connection.used_at > rest * 0.9
+        return old or (idle and not connection.busy)
+
+
+def _model(request: Request) -> str | None:
+    model = request.fields.values.get("model")
+    return model if isinstance(model, str) else None
+
+
+def _worth(connection: Connection, request: Request) -> tuple[bool, bool]:
+    known = connection.lineage.shorten(request).previous_response_id is not None
+    return request.stream_id in connection.lanes, known

@@ -1,0 +1,90 @@
+"""One turn on a lane of a connection: what is sent of it, and what the peer then holds."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ipy_agent.protocol.events import TERMINAL, Event, ItemDone, ResponseCompleted
+from ipy_agent.protocol.items import Item
+from ipy_agent.protocol.lanes import State
+from ipy_agent.protocol.requests import Request
+from ipy_agent.trace import RequestSent
+from ipy_agent.transport.pool import Place
+
+__all__ = ["Turn"]
+
+
+class Turn:
+    """A turn that has a place.
+
+    Args:
+        place: the lane that it has, and the connection.
+        request: the whole of it.
+        mended: the ways in which it was mended so far.
+
+    Attributes:
+        short: what is sent of it.
+    """
+
+    def __init__(self, place: Place, request: Request, mended: set[str]) -> None:
+        self.place = place
+        self.request = request
+        self.mended = mended
+        self._full = msgspec.structs.replace(request, stream_id=place.lane.wire)
+        self.short = self._full
+        self._resent: str | None = None
+        self._done: list[Item] = []
+
+    def shortened(self, compare_to: str | None) -> Request:
+        """Return the request less what the peer holds."""
+        connection, lane = self.place.connection, self.place.lane
+        short = connection.lineage.shorten(self._full)
+        self._resent = "evicted" if "whole" in self.mended else None
+        if short is self._full and self._resent is None:
+            self._resent = connection.lineage.why(self._full)
+        for wire in connection.lineage.lanes_at(short.previous_response_id):
+            for source in connection.lanes.values():
+                if source.wire == wire and source is not lane and not connection.keeps_all:
+                    if source.moves.state is not State.IDLE:
+                        # Its next response takes the place of the shared one at any moment.
+                        short, self._resent = self._full, "evicted"
+                    else:
+                        lane.forks_from(source)
+        self.short = msgspec.structs.replace(short, compare_to=compare_to)
+        return self.short
+
+    def told(self, sent_bytes: int, attempt: int) -> RequestSent:
+        """Return what the listeners are told of a request that was sent."""
+        connection = self.place.connection
+        reused = connection.turns > 1
+        return RequestSent(
+            transport="websocket",
+            connection=connection.number,
+            reused=reused,
+            connect_ms=None if reused else connection.connect_ms,
+            previous_response_id=self.short.previous_response_id,
+            sent_items=len(self.short.input),
+            held_items=len(self._full.input) - len(self.short.input),
+            sent_bytes=sent_bytes,
+            full_bytes=self._full.size(),
+            resent=self._resent,
+            attempt=attempt,
+        )
+
+    def learn(self, event: Event) -> bool:
+        """Take note of an event, and return whether it ends the turn."""
+        if isinstance(event, ItemDone):
+            self._done.append(event.item)
+        if event.KIND not in ("terminal", "error"):
+            return False
+        if isinstance(event, TERMINAL):
+            # An output that was not told again is what was done.
+            event.response.output = event.response.output or self._done
+        lineage, lane = self.place.connection.lineage, self.place.lane
+        if isinstance(event, ResponseCompleted):
+            # Which stream it was is known by now, where it had to be found out.
+            full = msgspec.structs.replace(self._full, stream_id=lane.wire)
+            lineage.remember(full, event.response.id, event.response.output or [])
+        else:
+            lineage.forget(self.short)
+        return True
