@@ -14,6 +14,7 @@
     │   ├── MessageTooBig
     │   └── ProtocolError     a peer said what was not its to say
     ├── ResponseFailed        the endpoint failed a turn; `status`, `param`, `retry_after`
+    ├── AnswerMisfit          an answer that is not of the type that was asked for; `text`
     ├── BudgetExceeded        a limit the user set
     └── Interrupted           the user stopped the run (a KeyboardInterrupt as well)
 
@@ -29,6 +30,7 @@ from typing import Any
 
 __all__ = [
     "AgentError",
+    "AnswerMisfit",
     "AuthenticationFailed",
     "BudgetExceeded",
     "ConnectionFailed",
@@ -172,6 +174,16 @@ class ResponseFailed(AgentError):
         self.status = status
         self.param = param
         self.retry_after = retry_after
+
+
+class AnswerMisfit(AgentError):
+    """The model's answer is not of the type that was asked for. `text` is what it said."""
+
+    code = "answer_misfit"
+
+    def __init__(self, message: str, *, text: str) -> None:
+        super().__init__(message)
+        self.text = text
 
 
 class BudgetExceeded(AgentError):

@@ -1,7 +1,8 @@
-"""What happened, as rows: a fold over the one stream of a run.
+"""What happened, as rows: a fold over the stream of each run.
 
 The recorder listens: leave it out and nothing else changes. It does the same work at turn
-200 as at turn 2. What did not happen is `None` here and NA in the tables, never 0.
+200 as at turn 2. What did not happen is `None` here and NA in the tables, never 0. Runs on
+several branches may go on at a time; each is told to a listener of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ __all__ = ["CellRecord", "MessageRecord", "Recorder", "ToolRecord", "TurnRecord"
 
 
 class TurnRecord(msgspec.Struct, kw_only=True):
-    """One `response.create` and the stream that answered it. Times are in milliseconds."""
+    """One `response.create` and the stream that answered it. Times are in milliseconds.
+
+    `said` is the conversation as this turn left it; it is no column.
+    """
 
     turn: int
     cell: int
@@ -72,6 +76,7 @@ class TurnRecord(msgspec.Struct, kw_only=True):
     cache_miss: str | None = None
     retries: int = 0
     status: str = "running"
+    said: object = None
 
     @property
     def hit_rate(self) -> float | None:
@@ -120,7 +125,7 @@ _FIRST_SIGNS = (TextDelta, ArgumentsDelta, ThoughtDelta)
 
 
 class Recorder:
-    """Folds the stream of a session's runs into rows. Not thread-safe: one thread tells it.
+    """Holds the rows of a session. Not thread-safe: one thread tells it.
 
     Args:
         clock: seconds, monotonic; for differences.
@@ -136,11 +141,28 @@ class Recorder:
         self.tools: list[ToolRecord] = []
         self.cells: list[CellRecord] = []
         self.messages: list[MessageRecord] = []
-        self._clock = clock
-        self._now = now
+        self.clock = clock
+        self.now = now
+
+    def listener(self) -> Callable[[Event | Trace], None]:
+        """Return what is to be told the stream of one run, from its first value to its last."""
+        return _Run(self).hear
+
+
+class _Run:
+    """The rows of one run while they grow."""
+
+    _cell: CellRecord
+    _turn: TurnRecord
+
+    def __init__(self, records: Recorder) -> None:
+        self._records = records
+        self._clock = records.clock
         self._began = 0.0
         self._run_since = 0.0
         self._item_seen: float | None = None
+        self._resent: str | None = None
+        self._minimum = 0
 
     def hear(self, event: Event | Trace) -> None:
         """Take note of one value of the stream."""
@@ -150,43 +172,46 @@ class Recorder:
 
     def _run_began(self, event: RunBegan) -> None:
         self._run_since = self._clock()
-        self.cells.append(
-            CellRecord(
-                cell=len(self.cells) + 1,
-                branch=event.branch,
-                endpoint=event.endpoint,
-                prompt=event.prompt,
-                started_at=self._now(),
-            )
+        self._minimum = event.cache_minimum
+        cells = self._records.cells
+        self._cell = CellRecord(
+            cell=len(cells) + 1,
+            branch=event.branch,
+            endpoint=event.endpoint,
+            prompt=event.prompt,
+            started_at=self._records.now(),
         )
+        cells.append(self._cell)
 
     def _run_ended(self, event: RunEnded) -> None:
-        self.cells[-1].elapsed_ms = _ms(self._clock() - self._run_since)
-        self.cells[-1].status = event.status
+        self._cell.elapsed_ms = _ms(self._clock() - self._run_since)
+        self._cell.status = event.status
 
     def _turn_began(self, event: TurnBegan) -> None:
         self._began = self._clock()
         self._item_seen = None
-        cell = self.cells[-1]
-        self.turns.append(
-            TurnRecord(
-                turn=len(self.turns) + 1,
-                cell=cell.cell,
-                branch=cell.branch,
-                endpoint=cell.endpoint,
-                model=event.model,
-                started_at=self._now(),
-            )
+        turns, cell = self._records.turns, self._cell
+        self._turn = TurnRecord(
+            turn=len(turns) + 1,
+            cell=cell.cell,
+            branch=cell.branch,
+            endpoint=cell.endpoint,
+            model=event.model,
+            started_at=self._records.now(),
         )
+        turns.append(self._turn)
 
     def _request_sent(self, event: RequestSent) -> None:
-        row = self.turns[-1]
+        row = self._turn
+        before = row.sent_bytes or 0
         for name in _SENT:
             setattr(row, name, getattr(event, name))
+        row.sent_bytes = before + event.sent_bytes  # what a turn cost, however often it was sent
         row.retries = event.attempt
+        self._resent = event.resent
 
     def _first_sign(self, _event: Event) -> None:
-        row = self.turns[-1]
+        row = self._turn
         if row.ttft_ms is None:
             row.ttft_ms = _ms(self._clock() - self._began)
 
@@ -199,7 +224,7 @@ class Recorder:
             self._item_seen = self._clock()
 
     def _terminal(self, event: Any) -> None:
-        row, now = self.turns[-1], self._clock()
+        row, now = self._turn, self._clock()
         row.latency_ms = _ms(now - self._began)
         if row.ttft_ms is None:
             first = now if self._item_seen is None else self._item_seen
@@ -212,31 +237,42 @@ class Recorder:
             row.output_tokens = response.usage.output_tokens
             for name in ("cached_tokens", "cache_write_tokens", "reasoning_tokens"):
                 setattr(row, name, response.usage.detail(name))
+        row.cache_miss = self._why_missed(row, response.prompt_cache_diagnostics)
+
+    def _why_missed(self, row: TurnRecord, diagnosis: Any) -> str | None:
+        """Return what the endpoint says of it, else what its client knows; of a hit, nothing."""
+        told = diagnosis.get("type") if isinstance(diagnosis, dict) else None
+        if told in ("cache_hit", "cache_miss"):
+            return str(diagnosis.get("reason")) if told == "cache_miss" else None
+        if row.cached_tokens != 0 or not row.input_tokens:
+            return None
+        return "below_minimum" if row.input_tokens < self._minimum else self._resent
 
     def _response_ended(self, event: ResponseEnded) -> None:
-        self.turns[-1].received_bytes = event.received_bytes
+        self._turn.received_bytes = event.received_bytes
 
     def _items_added(self, event: ItemsAdded) -> None:
-        row = self.turns[-1]
-        self.messages += [
+        row = self._turn
+        self._records.messages += [
             MessageRecord(cell=row.cell, turn=row.turn, branch=row.branch, item=item)
             for item in event.items
         ]
 
     def _tool_ended(self, event: ToolEnded) -> None:
-        row = self.turns[-1]
+        row = self._turn
         row.tool_ms = _sum(row.tool_ms, event.duration_ms)
         row.approval_ms = _sum(row.approval_ms, event.approval_ms)
         told = {name: getattr(event, name) for name in ToolRecord.__struct_fields__[1:]}
-        self.tools.append(ToolRecord(turn=row.turn, **told))
+        self._records.tools.append(ToolRecord(turn=row.turn, **told))
 
     def _turn_ended(self, event: TurnEnded) -> None:
-        row = self.turns[-1]
+        row = self._turn
         if row.latency_ms is None:
             row.latency_ms = _ms(self._clock() - self._began)
+        row.said = event.said
         row.status = event.status  # last: who reads on another thread takes it for the end
 
-    _NOTES: ClassVar[dict[type, Callable[[Recorder, Any], None]]] = {
+    _NOTES: ClassVar[dict[type, Callable[[_Run, Any], None]]] = {
         RunBegan: _run_began,
         RunEnded: _run_ended,
         TurnBegan: _turn_began,

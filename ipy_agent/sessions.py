@@ -4,35 +4,38 @@ The thread answers pings while a cell computes; tools, output and questions stay
 caller's thread. A run has an inbox of its own: the loop puts in what happens, the caller
 takes it out, shows it, and runs the tools that are asked for.
 
-Rule 1: one run at a time; another thread waits, the same thread (a tool) is refused.
-Rule 2: a forked child has neither the thread nor the right to the socket.
+Rule 1: one run at a time on a branch; another thread waits, the same thread (a tool) is refused.
+Rule 2: what concerns all branches waits until none has a run.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import threading
 import uuid
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipy_agent import tables
+from ipy_agent.agent.branches import Branches
 from ipy_agent.agent.calls import Worker
-from ipy_agent.agent.conversation import Conversation
-from ipy_agent.agent.loop import Ask, answer, warm
+from ipy_agent.agent.conversation import compacted
+from ipy_agent.agent.early import Hear, Perform
+from ipy_agent.agent.loop import Ask, Said, answer, warm
+from ipy_agent.agent.pictures import picture
 from ipy_agent.agent.runs import Front, Quiet, attend
+from ipy_agent.agent.schemas import Shape, shape_of
 from ipy_agent.agent.tools import TOOLS, Tool, offered
-from ipy_agent.background import Background
+from ipy_agent.connections import Connections
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
+from ipy_agent.protocol.items import Chain, Item
 from ipy_agent.protocol.requests import Fields
-from ipy_agent.records import Recorder
-from ipy_agent.settings import CONFIGURED, Settings
+from ipy_agent.records import Recorder, TurnRecord
+from ipy_agent.settings import CONFIGURED, Settings, Way
+from ipy_agent.trace import Notice
 from ipy_agent.transport import Transport
-from ipy_agent.transport.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -50,9 +53,9 @@ class Answer:
         value: what they stand for; the text, where no schema was asked for.
     """
 
-    def __init__(self, text: str, records: Recorder, cell: int) -> None:
-        self.text = text
-        self.value = text
+    def __init__(self, said: Said, records: Recorder, cell: int) -> None:
+        self.text = said.text
+        self.value = said.value
         self._records = records
         self._cell = cell
 
@@ -113,21 +116,19 @@ class Session:
         self,
         endpoint: str | Endpoint | None = None,
         *,
-        transport: Transport | None = None,
+        transport: Transport | Way = "auto",
         **settings: Any,
     ) -> None:
         self.id = f"ipy-agent-{uuid.uuid4().hex[:12]}"
-        self.settings = Settings().replace(**settings)
+        way = transport if isinstance(transport, str) else "auto"
+        self.settings = Settings().replace(transport=way, **settings)
         self.records = Recorder()
         self._endpoint = _endpoint(endpoint)
-        self._ways: dict[Endpoint, Transport] = {}
-        if transport is not None:
-            self._ways[self._endpoint] = transport
-        self._conversation = Conversation()
+        self._connections = Connections()
+        if not isinstance(transport, str):
+            self._connections.use(transport, self._endpoint)
+        self._branches = Branches()
         self._fields = Fields({})
-        self._background: Background | None = None
-        self._busy = threading.Lock()
-        self._busy_thread: int | None = None
 
     # what happened
 
@@ -171,8 +172,13 @@ class Session:
         self,
         prompt: str,
         *,
+        branch: str | None = None,
         model: str | None = None,
         mode: str | None = None,
+        effort: str | None = None,
+        max_output_tokens: int | None = None,
+        schema: Any = None,
+        images: Sequence[Any] = (),
         endpoint: str | Endpoint | None = None,
         front: Front | None = None,
     ) -> Answer:
@@ -180,41 +186,101 @@ class Session:
 
         Args:
             prompt: what is asked, sent as it is (but for halves of surrogate pairs).
+            branch: where, for this run; a new name forks the current branch.
             model: another model, for this run.
             mode: another approval mode, for this run.
+            effort: how hard a reasoning model thinks, for this run.
+            max_output_tokens: tokens that a response may have, for this run.
+            schema: the type that the answer has to be: a dataclass, a msgspec struct, a pydantic
+                model or an annotation; the answer's `value` is one.
+            images: pictures to look at: paths, bytes, figures.
             endpoint: another endpoint, for this run.
             front: who looks on; by default nobody.
 
         Raises:
             UsageError: an empty prompt, a wrong option, a run within a run.
+            AnswerMisfit: what the model said does not fit the schema, twice.
             AgentError: what went wrong; the next run can go on.
             Interrupted: the user stopped it.
         """
         if not prompt.strip():
             raise UsageError("the prompt is empty: write what you want below %%agent")
-        changes = {"model": model, "mode": mode}
+        changes = {
+            "model": model,
+            "mode": mode,
+            "effort": effort,
+            "max_output_tokens": max_output_tokens,
+        }
         settings = self.settings.replace(**{k: v for k, v in changes.items() if v is not None})
         target = self._endpoint if endpoint is None else _endpoint(endpoint)
+        shape = schema if schema is None or isinstance(schema, Shape) else shape_of(schema)
         front = front or Quiet()
-        with self._one_at_a_time():
+        pictures = _pictures(images, target)
+        name = self._branches.named(branch)
+        with self._alone(name):
             on_offer = offered(TOOLS, settings.tools, target.hidden_tools)
+            worker = Worker(on_offer, settings.mode, front.approve, target)
             ask = Ask(
                 prompt=prompt.encode("utf-8", "replace").decode(),
-                fields=self._fields_for(settings, target, on_offer),
+                fields=self._fields_for(settings, target, on_offer, shape),
                 endpoint=target.name,
                 budget_turns=settings.budget_turns,
                 budget_seconds=settings.budget_seconds,
+                pictures=pictures,
+                shape=shape,
+                early=worker.begins_early,
+                cache_minimum=target.cache_minimum,
             )
-            worker = Worker(on_offer, settings.mode, front.approve, target)
-            way, said = self._way_to(target), self._conversation
-            text = attend(
-                lambda perform, hear: answer(ask, said, way, perform, hear),
-                worker,
-                front,
-                self._loop(),
-                self.records.hear,
-            )
-            return Answer(text, self.records, len(self.records.cells))
+            said = self._branches.conversation(name)
+            way = self._connections.to(target, settings.transport)
+            due = settings.compact_tokens or target.compact_tokens
+
+            async def begin(perform: Perform, hear: Hear) -> Said:
+                if due is not None and (said.tokens or 0) >= due:
+                    hear(Notice(text="compacting the conversation"))
+                    await compacted(said, ask.fields, self._connections.over_http(target))
+                return await answer(ask, said, way, perform, hear)
+
+            number = len(self.records.cells) + 1
+            ended = attend(begin, worker, front, self._connections.loop, self.records.listener())
+            return Answer(ended, self.records, number)
+
+    def fork(self, name: str, at: int | None = None) -> None:
+        """Begin a branch that shares what was said so far, or up to a turn. Sends nothing.
+
+        Args:
+            name: 1 to 256 letters, digits, `_`, `.` or `-`.
+            at: the turn after which it branches off, by its number in `turns`; by default the
+                last one of the current branch.
+
+        Raises:
+            UsageError: the name is taken or no name, or no such turn was answered.
+        """
+        said = None if at is None else _said_at(self.records.turns, at)
+        self._branches.fork(name, said)
+
+    def compact(self, front: Front | None = None) -> tuple[int, int]:
+        """Have the endpoint put what was said into fewer items, for this branch.
+
+        Args:
+            front: who looks on, since a server may have to start first; by default nobody.
+
+        Returns:
+            How many items there were, and how many there are.
+
+        Raises:
+            UsageError: nothing was said yet, or the endpoint cannot.
+            AgentError: as for a run.
+        """
+        name = self.branch
+        with self._alone(name):
+            said = self._branches.conversation(name)
+            if not said.items.length:
+                raise UsageError("nothing was said yet on this branch: there is nothing to compact")
+            before = said.items.length
+            fields, way = self._fields_now(), self._connections.over_http(self._endpoint)
+            self._attend(lambda _, __: compacted(said, fields, way), front)
+            return before, said.items.length
 
     def warm(self, front: Front | None = None) -> None:
         """Connect, and have the endpoint take in instructions, tools and what was said so far.
@@ -225,18 +291,11 @@ class Session:
         Raises:
             AgentError: as for a run.
         """
-        with self._one_at_a_time():
-            on_offer = offered(TOOLS, self.settings.tools, self._endpoint.hidden_tools)
-            fields = self._fields_for(self.settings, self._endpoint, on_offer)
-            way, said = self._way_to(self._endpoint), self._conversation
-            front = front or Quiet()
-            attend(
-                lambda _, hear: warm(fields, said, way, hear),
-                Worker({}, self.settings.mode, front.approve, self._endpoint),
-                front,
-                self._loop(),
-                lambda _: None,
-            )
+        name = self.branch
+        with self._alone(name):
+            said, fields = self._branches.conversation(name), self._fields_now()
+            way = self._connections.to(self._endpoint, self.settings.transport)
+            self._attend(lambda _, hear: warm(fields, said, way, hear), front)
 
     def connect(
         self, endpoint: str | Endpoint, *, model: str | None = None, key_env: str | None = None
@@ -266,21 +325,17 @@ class Session:
 
     def disconnect(self) -> None:
         """Close the connections; the next run opens one and sends the whole conversation."""
-        if self._background is not None:
-            with self._one_at_a_time():
-                for way in self._ways.values():
-                    self._loop().call(way.aclose())
+        with self._alone():
+            self._connections.disconnect()
 
     def reset(self) -> None:
-        """Begin a new conversation; the records stay."""
-        with self._one_at_a_time():
-            self._conversation = Conversation()
+        """Begin a new conversation, with one branch; the records stay."""
+        with self._alone():
+            self._branches = Branches()
 
     def close(self) -> None:
         """Close the connections with 1000 and end the thread. A forked child does nothing."""
-        if self._background is not None and self._background.ours:
-            self._goodbye()
-            self._background = None
+        self._connections.close()
 
     # how it stands
 
@@ -288,6 +343,20 @@ class Session:
     def endpoint(self) -> Endpoint:
         """Where the next run goes."""
         return self._endpoint
+
+    @property
+    def branch(self) -> str:
+        """The branch that the next run is on. Set it to switch; a new name forks this one."""
+        return self._branches.current
+
+    @branch.setter
+    def branch(self, name: str) -> None:
+        self._branches.switch(name)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The names of the branches, `main` first."""
+        return self._branches.names
 
     @property
     def toolbox(self) -> dict[str, Tool]:
@@ -300,14 +369,16 @@ class Session:
         read = sum(row.input_tokens or 0 for row in turns)
         cached = sum(row.cached_tokens or 0 for row in turns)
         share = f", {cached / read:.0%} of the input from the cache" if read else ""
-        said = self._conversation.items
+        said = self._branches.conversation(self.branch).items
+        way = self._connections.to(self._endpoint, self.settings.transport)
         model = self.settings.model or self._endpoint.model or "the endpoint's own"
         return "\n".join(
             (
                 f"endpoint    {self._endpoint.name} ({self._endpoint.url or 'embedded server'})",
                 f"model       {model}",
-                f"connection  {self._way_to(self._endpoint).describe()}",
+                f"connection  {way.describe()}",
                 f"mode        {self.settings.mode}",
+                f"branch      {self.branch} of {len(self.branches)}",
                 f"said        {said.length} items, {said.size:,} bytes",
                 f"turns       {len(turns)} in {len(self.records.cells)} cells{share}",
             )
@@ -318,53 +389,71 @@ class Session:
 
     # inside
 
-    def _fields_for(self, settings: Settings, target: Endpoint, tools: dict[str, Tool]) -> Fields:
+    def _fields_now(self) -> Fields:
+        return self._fields_for(self.settings, self._endpoint, self.toolbox)
+
+    def _fields_for(
+        self,
+        settings: Settings,
+        target: Endpoint,
+        tools: dict[str, Tool],
+        shape: Shape | None = None,
+    ) -> Fields:
         """Return all of a request but its input, the same object while nothing changed."""
+        model = settings.model or target.model
+        if model is None and target.needs_model:
+            raise UsageError(f"{target.name} has no model of its own: name one (-m MODEL)")
+        reasoning = {"effort": settings.effort, "summary": settings.summary}
         values = {
-            "model": settings.model or target.model,
+            "model": model,
             "instructions": settings.instructions or target.instructions,
             "tools": [tool.definition for tool in tools.values()],
+            "parallel_tool_calls": settings.parallel_tool_calls,
+            "reasoning": {k: v for k, v in reasoning.items() if v is not None},
+            # Thoughts that an endpoint does not store have to come along when all is sent again.
+            "include": _ENCRYPTED if target.reasoning and not settings.store else [],
+            "text": {"format": shape.format} if shape else {},
+            "max_output_tokens": settings.max_output_tokens,
             "store": settings.store,
             "prompt_cache_key": settings.prompt_cache_key or self.id,
         }
-        values = {name: value for name, value in values.items() if value not in (None, [])}
+        values = {name: value for name, value in values.items() if value not in (None, [], {})}
         if values != self._fields.values:
             self._fields = Fields(values)
         return self._fields
 
-    def _way_to(self, endpoint: Endpoint) -> Transport:
-        if endpoint not in self._ways:
-            self._ways[endpoint] = WebSocketTransport(endpoint)
-        return self._ways[endpoint]
+    def _attend(
+        self, begin: Callable[[Perform, Hear], Coroutine[Any, Any, None]], front: Front | None
+    ) -> None:
+        """See through what is no run: it calls no tools and leaves no rows."""
+        front = front or Quiet()
+        worker = Worker({}, self.settings.mode, front.approve, self._endpoint)
+        attend(begin, worker, front, self._connections.loop, lambda _: None)
 
-    def _loop(self) -> Background:
-        if self._background is None:
-            self._background = Background()
-            self._goodbye = weakref.finalize(self, _say_goodbye, self._background, self._ways)
-        return self._background
-
-    @contextlib.contextmanager
-    def _one_at_a_time(self) -> Iterator[None]:
-        if self._background is not None:
-            self._background.check()
-        if self._busy_thread == threading.get_ident():
-            raise UsageError("a run is under way: an agent cannot be asked from within a tool")
-        with self._busy:
-            self._busy_thread = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._busy_thread = None
+    def _alone(self, name: str | None = None) -> AbstractContextManager[None]:
+        """Have a branch, or all of them, for oneself."""
+        self._connections.check()
+        return self._branches.all_at_rest() if name is None else self._branches.alone_on(name)
 
 
-def _say_goodbye(background: Background, ways: dict[Endpoint, Transport]) -> None:
-    """Close what is open: when the session is closed, forgotten, or the process ends."""
-    if not background.ours:
-        return
-    for way in ways.values():
-        with contextlib.suppress(Exception):  # nobody is left to be told
-            background.call(way.aclose(), CLOSE_SECONDS)
-    background.stop()
+_ENCRYPTED = ["reasoning.encrypted_content"]
+
+
+def _pictures(images: Sequence[Any], target: Endpoint) -> list[Item]:
+    if images and not target.images:
+        raise UsageError(
+            f"the models of {target.name} take no pictures here: leave them out, "
+            "or choose another endpoint"
+        )
+    return [image if isinstance(image, dict) else picture(image) for image in images]
+
+
+def _said_at(turns: Sequence[TurnRecord], at: int) -> Chain:
+    """Return the conversation as a turn left it."""
+    row = turns[at - 1] if 0 < at <= len(turns) else None
+    if row is None or row.response_id is None or not isinstance(row.said, Chain):
+        raise UsageError(f"turn {at} has no answer to go on from: see %agent turns")
+    return row.said
 
 
 def _endpoint(endpoint: str | Endpoint | None, **changes: str | None) -> Endpoint:

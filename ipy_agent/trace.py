@@ -32,11 +32,12 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunBegan(Trace, frozen=True):
-    """A cell run began."""
+    """A cell run began. Below `cache_minimum` tokens the endpoint's prompt cache keeps nothing."""
 
     prompt: str
     endpoint: str
     branch: str = "main"
+    cache_minimum: int = 0
 
 
 class RunEnded(Trace, frozen=True):
@@ -111,12 +112,17 @@ class ToolEnded(Trace, frozen=True):
 
 
 class TurnEnded(Trace, frozen=True):
-    """The turn and the tools that it called are done."""
+    """The turn and the tools that it called are done; `said` is the conversation by then."""
 
     status: str
+    said: object = None
 
 
 class Notice(Trace, frozen=True):
-    """A line for the user: why the next thing takes a while, or goes another way."""
+    """A line for the user: why the next thing takes a while, or goes another way.
+
+    A `lasting` one stays to be read when the run is over; any other gives way to what it told of.
+    """
 
     text: str
+    lasting: bool = False

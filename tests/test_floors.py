@@ -30,6 +30,7 @@ FLOORS = {
     "agent": 3,
     "server": 3,
     "tables": 3,
+    "connections": 3,
     "fleet": 4,
     "sessions": 5,
     "bench": 6,

@@ -69,6 +69,7 @@ class Told:
         self.recorder = Recorder(
             clock=lambda: self.seconds, now=lambda: DAY + timedelta(seconds=self.seconds)
         )
+        self.hear = self.recorder.listener()
 
     def tell(self, *stream):
         """Tell values; a number in the stream sets the clock."""
@@ -76,7 +77,7 @@ class Told:
             if isinstance(value, float | int):
                 self.seconds = value
             else:
-                self.recorder.hear(value)
+                self.hear(value)
         return self
 
     @property

@@ -72,7 +72,10 @@ def completed(name):
 
 def sent(session):
     """Return what each turn was asked with, as the scripted transport keeps it."""
-    return [request.fields.values for request in session._way_to(session.endpoint).requests]
+    return [
+        request.fields.values
+        for request in session._connections.to(session.endpoint, "auto").requests
+    ]
 
 
 class At(Quiet):
@@ -130,7 +133,7 @@ def test_a_tool_loop_over_a_real_socket(new, served):
     assert list(session.turns["status"]) == ["completed", "completed"]
     assert list(session.tools["output"]) == ["3"]
     assert list(session.tools["approval"]) == ["auto"]
-    assert [text(item) for item in session._conversation.items] == [
+    assert [text(item) for item in session._branches.conversation("main").items] == [
         "go",
         '{"x":2}',
         "3",
@@ -326,7 +329,7 @@ def test_fields_are_one_object_while_nothing_changes(scripted):
     for prompt in ("one", "two", "three"):
         session.run(prompt)
 
-    requests = session._way_to(session.endpoint).requests
+    requests = session._connections.to(session.endpoint, "auto").requests
     assert len({id(request.fields) for request in requests}) == 1
 
 
@@ -532,7 +535,7 @@ def test_a_session_that_is_forgotten_says_goodbye(peer):
     other = peer([[completed("resp_1")]])
     session = Session(other.endpoint())
     session.run("one")
-    thread = session._background._thread
+    thread = session._connections.loop._thread
 
     del session
     gc.collect()
@@ -623,7 +626,7 @@ held = threading.Event(), threading.Event()
 if sys.argv[2] == "busy":
     # Another thread of the parent has the session while this one forks.
     def hold():
-        with session._busy:
+        with session._branches.alone_on("main"):
             held[0].set()
             held[1].wait(20)
     threading.Thread(target=hold).start()

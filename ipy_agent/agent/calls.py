@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 import msgspec
 
 from ipy_agent.agent.approval import Verdict, question, verdict
-from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of, told_of
+from ipy_agent.agent.schemas import told_of
+from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.protocol.items import Item
+from ipy_agent.protocol.items import CALLS, Item
 from ipy_agent.settings import Mode
 from ipy_agent.trace import ToolEnded
 
@@ -66,10 +67,10 @@ class Worker:
         self._previous: tuple[str, str] | None = None
 
     def carry_out(self, call: Item) -> Outcome:
-        """Return the outcome of a `function_call` item."""
-        name, arguments = str(call.get("name")), str(call.get("arguments") or "{}")
+        """Return the outcome of a `function_call` or `custom_tool_call` item."""
+        name, arguments = str(call.get("name")), _arguments(call)
         started_at = datetime.now(UTC)
-        run = self._run(name, arguments)
+        run = self._run(name, arguments, custom=call["type"] == "custom_tool_call")
         self._previous = (name, arguments)
         output = run.result.output(self._endpoint.output_limit, images=self._endpoint.images)
         return Outcome(
@@ -87,11 +88,21 @@ class Worker:
             ),
         )
 
-    def _run(self, name: str, arguments: str) -> _Run:
+    def begins_early(self, call: Item) -> bool:
+        """Whether a call may run before its response is complete: it changes nothing.
+
+        A call of a tool that is not there may not: there is nothing to run.
+        """
+        tool = self._tools.get(str(call.get("name")))
+        return tool is not None and tool.read_only and verdict(tool, self._mode) is Verdict.RUN
+
+    def _run(self, name: str, arguments: str, *, custom: bool) -> _Run:
         tool = self._tools.get(name)
         if tool is None:
             there = ", ".join(self._tools) or "none"
             return _failed(f"there is no tool {name!r}; the tools are: {there}")
+        if tool.custom and not custom:
+            return _failed(f"{name} takes a plain text, not JSON: call it as a custom tool")
         try:
             bound = tool.bind(arguments)
         except BadArguments as error:
@@ -123,7 +134,7 @@ def cut_off(call: Item, started_at: datetime, duration_ms: float) -> Outcome:
     ended = ToolEnded(
         call_id=call["call_id"],
         name=call["name"],
-        arguments=call["arguments"],
+        arguments=_arguments(call),
         output=CUT_OFF,
         started_at=started_at,
         duration_ms=duration_ms,
@@ -132,6 +143,12 @@ def cut_off(call: Item, started_at: datetime, duration_ms: float) -> Outcome:
         status="interrupted",
     )
     return Outcome(output=CUT_OFF, ended=ended)
+
+
+def _arguments(call: Item) -> str:
+    """Return what a tool is called with: JSON, where nothing is an empty object, or a text."""
+    said = call.get(CALLS[call["type"]])
+    return str(said or ("{}" if call["type"] == "function_call" else ""))
 
 
 def _failed(text: str) -> _Run:

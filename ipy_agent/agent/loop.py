@@ -1,7 +1,8 @@
 """Ask, run the tools, ask again, until the model answers without a call.
 
 Rule 1: tools run only after the response's terminal event, and only if it completed; so a
-turn that is sent again repeats no side effect.
+turn that is sent again repeats no side effect. One without side effects may begin when its call
+is complete, if nothing with side effects was called before it; its output waits (`EarlyCalls`).
 Rule 2: however a run ends, the conversation can be sent again: a run that never got an
 answer takes its prompt back, any other leaves no call without its output.
 Rule 3: an interrupt ends a run as a cancellation; a KeyboardInterrupt would end the event loop.
@@ -11,57 +12,68 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from ipy_agent.agent.calls import Outcome, cut_off
 from ipy_agent.agent.conversation import Conversation
-from ipy_agent.errors import BudgetExceeded, ProtocolError, ResponseFailed
+from ipy_agent.agent.early import EarlyCalls, Hear, Perform
+from ipy_agent.agent.schemas import Misfit, Shape
+from ipy_agent.errors import AnswerMisfit, BudgetExceeded, ProtocolError, ResponseFailed
 from ipy_agent.protocol.events import (
     TERMINAL,
     Error,
-    Event,
     Reason,
     Response,
     ResponseFailedEvent,
 )
-from ipy_agent.protocol.items import Item, calls, output_of, text, user
+from ipy_agent.protocol.items import CALLS, Item, calls, is_call, output_of, text, user
 from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.trace import (
     ItemsAdded,
     RunBegan,
     RunEnded,
-    ToolBegan,
-    Trace,
     TurnBegan,
     TurnEnded,
 )
 from ipy_agent.transport import Transport
 
-__all__ = ["Ask", "Hear", "Perform", "answer", "warm"]
+__all__ = ["Ask", "Said", "answer", "warm"]
 
-Hear = Callable[[Event | Trace], None]
-Perform = Callable[[Item], Awaitable[Outcome]]
+RETRIES = 1
+"""How often a model may try again to say what fits the schema."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is asked to do, and how far it may go."""
+    """What a run is asked to do, and how far it may go.
+
+    `shape` is what the answer has to be; `early` says which calls may begin before their
+    response is complete; `cache_minimum` is the endpoint's.
+    """
 
     prompt: str
     fields: Fields
     endpoint: str
     budget_turns: int
     budget_seconds: float
+    pictures: list[Item] = []
+    shape: Shape | None = None
+    early: Callable[[Item], bool] = lambda _: False
+    cache_minimum: int = 0
+
+
+class Said(msgspec.Struct, frozen=True):
+    """The model's last words, and what they stand for: the text itself without a shape."""
+
+    text: str
+    value: Any
 
 
 async def answer(
     ask: Ask, conversation: Conversation, transport: Transport, perform: Perform, hear: Hear
-) -> str:
+) -> Said:
     """Carry out a cell run and return the model's last words.
 
     Raises:
@@ -69,17 +81,27 @@ async def answer(
     """
     before, status = conversation.items, "failed"
     limit = asyncio.timeout(ask.budget_seconds)
-    hear(RunBegan(prompt=ask.prompt, endpoint=ask.endpoint))
+    branch, minimum = conversation.branch, ask.cache_minimum
+    hear(RunBegan(prompt=ask.prompt, endpoint=ask.endpoint, branch=branch, cache_minimum=minimum))
     try:
-        new = [user(ask.prompt)]
+        new, misfits = [user(ask.prompt, ask.pictures)], 0
         conversation.add(new)
         async with limit:
             for _ in range(ask.budget_turns):
                 response = await _turn(ask, new, conversation, transport, perform, hear, limit)
                 output, new = response.output or [], []
                 status = response.status or "completed"
-                if status == "incomplete" or not calls(output):
-                    return "\n\n".join(text(item) for item in output if item["type"] == "message")
+                if status != "incomplete" and calls(output):
+                    continue
+                said = "\n\n".join(text(item) for item in output if item["type"] == "message")
+                try:
+                    return Said(said, ask.shape.parse(said) if ask.shape else said)
+                except Misfit as misfit:
+                    misfits += 1
+                    if misfits > RETRIES or status == "incomplete":
+                        raise _misfit(misfit, said) from None
+                    new = [user(f"That does not fit the schema: {misfit}. Answer again.")]
+                    conversation.add(new)
         raise BudgetExceeded(f"the run took {ask.budget_turns} turns: raise budget_turns, or go on")
     except BaseException as error:
         status = _status(error, limit)
@@ -102,7 +124,12 @@ async def warm(
     Raises:
         AgentError: as for a turn.
     """
-    request = Request(fields=fields, input=conversation.items, generate=False)
+    request = Request(
+        fields=fields,
+        input=conversation.items,
+        stream_id=conversation.stream_id,
+        generate=False,
+    )
     await _exchange(transport, request, hear)
 
 
@@ -119,16 +146,20 @@ async def _turn(
     status = "failed"
     hear(TurnBegan(model=ask.fields.values.get("model")))
     hear(ItemsAdded(items=new))
+    early = EarlyCalls(ask.early, perform, hear)
     try:
-        request = Request(fields=ask.fields, input=conversation.items)
-        response = await _exchange(transport, request, hear)
+        request = Request(
+            fields=ask.fields, input=conversation.items, stream_id=conversation.stream_id
+        )
+        response = await _exchange(transport, request, early.hear)
         output = response.output or []
         conversation.add(output)
+        conversation.tokens = _tokens(response)
         hear(ItemsAdded(items=output))
         if response.status != "incomplete":
             for call in calls(output):
-                outcome = await _outcome(call, perform, hear)
-                said = [output_of(call["call_id"], outcome.output)]
+                outcome = await early.outcome(call)
+                said = [output_of(call["call_id"], outcome.output, call["type"])]
                 conversation.add(said)
                 hear(ItemsAdded(items=said))
                 if outcome.ended.status == "interrupted":
@@ -140,8 +171,9 @@ async def _turn(
     else:
         return response
     finally:
+        await early.close()
         hear(ItemsAdded(items=conversation.settle("not run")))
-        hear(TurnEnded(status=status))
+        hear(TurnEnded(status=status, said=conversation.items))
 
 
 async def _exchange(transport: Transport, request: Request, hear: Hear) -> Response:
@@ -172,23 +204,21 @@ async def _exchange(transport: Transport, request: Request, hear: Hear) -> Respo
     return response
 
 
-async def _outcome(call: Item, perform: Perform, hear: Hear) -> Outcome:
-    told = {"call_id": call["call_id"], "name": call["name"], "arguments": call["arguments"]}
-    hear(ToolBegan(**told))
-    started_at, began = datetime.now(UTC), time.perf_counter()
-    try:
-        outcome = await perform(call)
-    except asyncio.CancelledError:
-        # Nobody waits for it any more; that it was begun has to be known.
-        outcome = cut_off(call, started_at, (time.perf_counter() - began) * 1_000)
-    hear(outcome.ended)
-    return outcome
-
-
 def _is_sound(item: Item) -> bool:
-    names = ("type", "call_id", "name", "arguments")
-    wanted = names if item.get("type") == "function_call" else names[:1]
+    wanted = ["type", "call_id", "name", CALLS[item["type"]]] if is_call(item) else ["type"]
     return all(isinstance(item.get(name), str) for name in wanted)
+
+
+def _tokens(response: Response) -> int | None:
+    usage = response.usage
+    return None if usage is None else usage.total_tokens or usage.input_tokens
+
+
+def _misfit(misfit: Misfit, said: str) -> AnswerMisfit:
+    return AnswerMisfit(
+        f"the answer does not fit the schema ({misfit}): its text is in the error's `text`",
+        text=said,
+    )
 
 
 def _reason(error: Item | None) -> Reason:

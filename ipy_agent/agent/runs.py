@@ -11,12 +11,13 @@ import asyncio
 import concurrent.futures
 import contextlib
 import queue
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ipy_agent.agent.calls import Outcome, Worker
-from ipy_agent.agent.loop import Hear, Perform
+from ipy_agent.agent.early import Hear, Perform
 from ipy_agent.background import Background
 from ipy_agent.errors import Interrupted
 from ipy_agent.protocol.events import Event
@@ -25,9 +26,13 @@ from ipy_agent.trace import Trace
 
 __all__ = ["Front", "Quiet", "attend"]
 
-Begin = Callable[[Perform, Hear], Coroutine[Any, Any, str | None]]
+T = TypeVar("T")
+Begin = Callable[[Perform, Hear], Coroutine[Any, Any, T]]
 STOP_SECONDS = 1.0
 TICK_SECONDS = 0.1
+
+_ONE_TOOL = threading.RLock()
+"""Tools of several branches take turns: what they print goes through one `sys.stdout`."""
 
 
 class Front(Protocol):
@@ -86,8 +91,10 @@ class _Job:
             self.outcome.set_result(outcome)
 
 
-def attend(begin: Begin, worker: Worker, front: Front, background: Background, record: Hear) -> str:
-    """Begin a run on the loop, see it through on this thread, and return the last words.
+def attend(
+    begin: Begin[T], worker: Worker, front: Front, background: Background, record: Hear
+) -> T:
+    """Begin a run on the loop, see it through on this thread, and return what it comes to.
 
     Args:
         begin: makes the run, given what performs its calls and what hears of it.
@@ -121,7 +128,8 @@ def attend(begin: Begin, worker: Worker, front: Front, background: Background, r
     run = background.start(begin(perform, hear), done=inbox.put)
     try:
         with front.waiting(stop):
-            return _see_through(inbox, stops, worker, front, background)
+            ended: T = _see_through(inbox, stops, worker, front, background).result()
+            return ended
     except BaseException as error:
         background.check()
         run.cancel()
@@ -138,7 +146,7 @@ def _see_through(
     worker: Worker,
     front: Front,
     background: Background,
-) -> str:
+) -> concurrent.futures.Future[Any]:
     """Take out of the inbox what happens, until the run ended or the user stopped it."""
     while True:
         try:
@@ -147,14 +155,14 @@ def _see_through(
             front.tick()
             continue
         if isinstance(message, _Job):
-            with front.working():
+            with _ONE_TOOL, front.working():
                 # An interrupt from here on is the tool's; one that came before is the run's.
                 outcome = None if stops else worker.carry_out(message.call)
             background.check()  # a tool may fork: the run is the parent's
             if outcome is not None:
                 message.done(outcome)
         elif isinstance(message, concurrent.futures.Future):
-            return message.result() or ""
+            return message
         elif message is not None:
             front.show(message)
         if stops:

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 import msgspec
 
+from ipy_agent.agent.schemas import Misfit, decoded, schema_of
 from ipy_agent.errors import ToolError
 from ipy_agent.protocol.items import Item, image
 
@@ -52,7 +53,10 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
-    """A function that the model may call. `shows` is the parameter that holds code, if any."""
+    """A function that the model may call. `shows` is the parameter that holds code, if any.
+
+    A `custom` tool is called with a text instead of JSON: `shows` is its one parameter.
+    """
 
     name: str
     description: str
@@ -60,29 +64,29 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     function: Function
     shape: type[msgspec.Struct]
     read_only: bool = False
+    custom: bool = False
     shows: str | None = None
 
     @property
     def definition(self) -> dict[str, Any]:
         """The tool as the Responses API lists it."""
-        return {
-            "type": "function",
-            "name": self.name,
-            "description": self.description,
-            "parameters": self.parameters,
-        }
+        told = {"name": self.name, "description": self.description}
+        if self.custom:
+            return {"type": "custom", **told}
+        return {"type": "function", **told, "parameters": self.parameters}
 
     def bind(self, arguments: str) -> dict[str, Any]:
-        """Return the call's keyword arguments, checked and converted.
+        """Return the call's keyword arguments, checked and converted; of a custom tool the text.
 
         Raises:
             BadArguments: they are not JSON, or do not fit.
         """
+        if self.custom:
+            return dict.fromkeys(self.shape.__struct_fields__, arguments)
         try:
-            bound = msgspec.json.decode(arguments or "{}", type=self.shape)
-        except Exception as error:  # noqa: BLE001 (a user's dataclass may raise anything)
-            told = str(error) if isinstance(error, msgspec.DecodeError) else told_of(error)
-            raise BadArguments(f"{self.name}: bad arguments: {' '.join(told.split())}") from None
+            bound = decoded(arguments or "{}", self.shape)
+        except Misfit as misfit:
+            raise BadArguments(f"{self.name}: bad arguments: {misfit}") from None
         return {name: getattr(bound, name) for name in self.shape.__struct_fields__}
 
 
@@ -93,22 +97,26 @@ TOOLS: dict[str, Tool] = {}
 @overload
 def tool(function: Function) -> Function: ...
 @overload
-def tool(*, read_only: bool = False) -> Callable[[Function], Function]: ...
+def tool(*, read_only: bool = False, custom: bool = False) -> Callable[[Function], Function]: ...
 def tool(
-    function: Function | None = None, *, read_only: bool = False
+    function: Function | None = None, *, read_only: bool = False, custom: bool = False
 ) -> Function | Callable[[Function], Function]:
     """Offer a function to the model; usable bare or as `@tool(read_only=True)`.
 
     Args:
         function: needs type hints on every parameter and a docstring.
         read_only: it has no side effects and runs without asking.
+        custom: the model calls it with a plain text, such as code, instead of JSON; it has
+            one parameter, a `str`.
 
     Raises:
         ToolError: the signature cannot be told to a model.
     """
-    if function is None:
-        return lambda function: tool_of(function, read_only=read_only, register=True).function
-    return tool_of(function, register=True).function
+    if function is not None:
+        return tool_of(function, register=True).function
+    return lambda function: (
+        tool_of(function, read_only=read_only, custom=custom, register=True).function
+    )
 
 
 def tool_of(
@@ -117,6 +125,7 @@ def tool_of(
     name: str | None = None,
     description: str | None = None,
     read_only: bool = False,
+    custom: bool = False,
     shows: str | None = None,
     register: bool = False,
 ) -> Tool:
@@ -132,6 +141,8 @@ def tool_of(
     if not description:
         raise ToolError(f"tool {name}: it needs a docstring that tells the model what it does")
     shape = _shape(name, function)
+    if custom:
+        shows = _only_text(name, shape)
     made = Tool(
         name=name,
         description=description,
@@ -139,6 +150,7 @@ def tool_of(
         function=function,
         shape=shape,
         read_only=read_only,
+        custom=custom,
         shows=shows,
     )
     if register:
@@ -176,20 +188,25 @@ def _default(value: Any) -> Any:
     return msgspec.field(default_factory=lambda: value) if mutable else value
 
 
+def _only_text(name: str, shape: type[msgspec.Struct]) -> str:
+    """Return the one parameter of a custom tool."""
+    fields = msgspec.structs.fields(shape)
+    if [field.type for field in fields] != [str]:
+        raise ToolError(f"tool {name}: a custom tool has exactly one parameter, a `str`")
+    return fields[0].name
+
+
 def _schema(name: str, shape: type[msgspec.Struct]) -> dict[str, Any]:
-    """Return the JSON Schema of a shape, with its own object at the top as the API wants it."""
+    """Return the JSON Schema of a shape."""
     try:
-        (reference,), components = msgspec.json.schema_components(
-            [shape], ref_template="#/$defs/{name}"
-        )
+        schema = schema_of(shape)
     except (TypeError, ValueError) as error:
         line = str(error).splitlines()[0]
         raise ToolError(
             f"tool {name}: a parameter's type cannot be told to a model: {line}"
         ) from None
-    top = components.pop(reference["$ref"].rpartition("/")[2])
-    top.pop("title", None)
-    return {**top, "$defs": components} if components else top
+    schema.pop("title", None)
+    return schema
 
 
 def bounded(text: str, limit: int) -> str:
@@ -218,15 +235,6 @@ def repr_of(value: Any) -> str:
         return repr(value)
     except Exception as error:  # noqa: BLE001 (a user's `__repr__` may raise anything)
         return f"<{type(value).__name__} whose repr failed: {type(error).__name__}>"
-
-
-def told_of(error: BaseException) -> str:
-    """Return an exception's class and text, whatever its class makes of that."""
-    try:
-        said = str(error)
-    except Exception:  # noqa: BLE001 (a user's `__str__` may raise anything)
-        said = ""
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _number(value: Any) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ipy_agent.records import Recorder
+from ipy_agent.records import Recorder, TurnRecord
 from ipy_agent.tables.lines import Line, Totals
 from ipy_agent.tables.picture import turns_html, turns_text
 
@@ -51,7 +51,7 @@ class Panel:
         self._since = self._told = since
         self._totals = Totals()
         self._due = clock()
-        self._running: tuple[int, float] = (0, 0.0)
+        self._seen: dict[int, float] = {}
 
     def refresh(self, *, force: bool = False) -> bool:
         """Draw the turns anew, if it is time; return whether it was."""
@@ -78,14 +78,15 @@ class Panel:
         """Return the last turns, after telling the totals of those that ended."""
         turns = self._recorder.turns
         count = len(turns)
-        while self._told < count and (self._told < count - 1 or turns[-1].status != "running"):
+        while self._told < count and turns[self._told].status != "running":
             self._totals.add(turns[self._told])
             self._told += 1
         begin = max(self._since, count - LAST)
-        return [Line.of(row, self._elapsed(row.turn, now)) for row in turns[begin:count]]
+        return [Line.of(row, self._elapsed(row, now)) for row in turns[begin:count]]
 
-    def _elapsed(self, turn: int, now: float) -> float:
-        """Return the milliseconds since a running turn was first seen; there is one at a time."""
-        if turn > self._running[0]:
-            self._running = (turn, now)
-        return (now - self._running[1]) * 1000
+    def _elapsed(self, row: TurnRecord, now: float) -> float | None:
+        """Return the milliseconds since a running turn was first seen."""
+        if row.status != "running":
+            self._seen.pop(row.turn, None)
+            return None
+        return (now - self._seen.setdefault(row.turn, now)) * 1000

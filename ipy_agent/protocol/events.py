@@ -98,7 +98,7 @@ class Response(msgspec.Struct, omit_defaults=True, kw_only=True):
     incomplete_details: Item | None = None
     previous_response_id: str | None = None
     store: bool | UnsetType | None = UNSET
-    prompt_cache_diagnostics: Item | UnsetType | None = UNSET
+    prompt_cache_diagnostics: Any = UNSET
     """Why the prompt cache missed, where a request asked for it."""
     timings: Item | UnsetType | None = UNSET
     """What llama.cpp's server tells beside `usage`: prompt and generation times in ms."""

@@ -106,12 +106,12 @@ CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 """The items that call a tool of ours, and where each holds what it is called with."""
 
 
-def user(prompt: str) -> Item:
-    """Return a user's message."""
+def user(prompt: str, pictures: Iterable[Item] = ()) -> Item:
+    """Return a user's message, with the content parts of pictures behind its text."""
     return {
         "type": "message",
         "role": "user",
-        "content": [{"type": "input_text", "text": prompt}],
+        "content": [{"type": "input_text", "text": prompt}, *pictures],
     }
 
 

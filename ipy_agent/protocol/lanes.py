@@ -14,8 +14,17 @@ open, and it moves nothing.
 from __future__ import annotations
 
 import enum
+import re
 
-__all__ = ["CLIENT", "MOVES", "SERVER", "IllegalMove", "Lane", "Side", "State"]
+__all__ = ["CLIENT", "MOVES", "SERVER", "IllegalMove", "Lane", "Side", "State", "is_name"]
+
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+
+
+def is_name(name: str) -> bool:
+    """Whether a lane can be called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 class State(enum.Enum):

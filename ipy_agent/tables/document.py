@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ipy_agent import rendering
-from ipy_agent.protocol.items import text
+from ipy_agent.protocol.items import is_call, text
 from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord
 from ipy_agent.tables.frames import ended, total
 from ipy_agent.tables.lines import COLUMNS, Line, Totals
@@ -75,7 +75,8 @@ def _conversation(records: Recorder) -> Iterator[tuple[str, Iterator[_Part]]]:
     """Yield what was said in each cell run, under a heading."""
     runs = {run.cell: run for run in list(records.cells)}
     tools = {(tool.turn, tool.call_id): tool for tool in list(records.tools)}
-    for cell, rows in itertools.groupby(list(records.messages), lambda row: row.cell):
+    messages = sorted(records.messages, key=lambda row: row.cell)
+    for cell, rows in itertools.groupby(messages, lambda row: row.cell):
         yield " · ".join(_heading(cell, runs.get(cell))), _parts(rows, tools)
 
 
@@ -95,7 +96,7 @@ def _parts(
         tool = tools.get((row.turn, str(item.get("call_id"))))
         if kind == "message":
             yield _Part(str(item.get("role", "")), text(item))
-        elif kind == "function_call" and tool is not None:
+        elif is_call(item) and tool is not None:
             shown.add(tool.call_id)
             took = "" if tool.duration_ms is None else f" · {tool.duration_ms:,.0f} ms"
             source = rendering.source(tool.name, tool.arguments)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from datetime import UTC
+from datetime import UTC, datetime
 
 import pytest
 
-from ipy_agent.agent.calls import INTERRUPTED, Worker
+from ipy_agent.agent.calls import INTERRUPTED, Worker, cut_off
 from ipy_agent.agent.tools import Result, tool_of
 from ipy_agent.endpoints import Endpoint
 
@@ -38,6 +38,11 @@ def long() -> str:
 def wrong() -> Result:
     """Run, and go wrong."""
     return Result("Traceback: no", failed=True)
+
+
+def shout(text: str) -> str:
+    """Shout."""
+    return text.upper()
 
 
 TOOLS = {
@@ -314,3 +319,68 @@ def test_elsewhere_a_call_may_be_made_twice():
     one, _ = worker()
 
     assert [one.carry_out(call("look")).output for _ in range(2)] == ["seen", "seen"]
+
+
+def custom(name, said):
+    return {"type": "custom_tool_call", "call_id": "call_1", "name": name, "input": said}
+
+
+def with_shout(mode="auto", answer=False, **options):
+    asked = Asked(answer)
+    return Worker({"shout": tool_of(shout, custom=True, **options)}, mode, asked, HERE), asked
+
+
+@pytest.mark.parametrize("said", ["a\nb", "", '{"text": "x"}', "3"])
+def test_a_custom_tool_runs_with_the_text_of_its_call(said):
+    """The text is what it is called with, what is asked about, and what is recorded."""
+    one, asked = with_shout("ask", answer=True)
+
+    outcome = one.carry_out(custom("shout", said))
+    assert outcome.output == said.upper()
+    assert outcome.ended.arguments == said
+    assert outcome.ended.status == "completed"
+    assert asked.questions == [f"{said}\n\nRun shout? [y/N] "]
+
+
+def test_a_custom_tool_that_is_called_with_json_is_not_run():
+    """The model is told how to call it."""
+    one, asked = with_shout("ask", answer=True)
+
+    outcome = one.carry_out(call("shout", '{"text": "x"}'))
+    assert "shout takes a plain text" in outcome.output
+    assert outcome.ended.status == "failed"
+    assert asked.questions == []
+
+
+def test_a_text_for_a_tool_that_takes_json_does_not_fit():
+    """It is read as JSON, as any call of that tool."""
+    one, _ = worker()
+
+    assert "bad arguments" in one.carry_out(custom("add", "two")).output
+    assert one.carry_out(custom("add", '{"x": 2}')).output == "3"
+
+
+@pytest.mark.parametrize(
+    ("item", "arguments"), [(call("f", '{"x":1}'), '{"x":1}'), (custom("f", "text"), "text")]
+)
+def test_a_call_that_was_cut_off_keeps_what_it_was_called_with(item, arguments):
+    """Whatever its kind, the row says what may have run."""
+    assert cut_off(item, datetime.now(UTC), 1.0).ended.arguments == arguments
+
+
+@pytest.mark.parametrize("mode", ["read", "ask", "auto"])
+@pytest.mark.parametrize(
+    ("name", "early"), [("look", True), ("long", True), ("add", False), ("fly", False)]
+)
+def test_only_what_changes_nothing_begins_early(name, early, mode):
+    """A tool with side effects does not, even where nobody is asked; nor one that is not there."""
+    one, asked = worker(mode)
+
+    assert one.begins_early(call(name)) is early
+    assert asked.questions == []
+
+
+def test_a_custom_tool_without_side_effects_begins_early_too():
+    """The kind of call changes nothing."""
+    assert with_shout(read_only=True)[0].begins_early(custom("shout", "a"))
+    assert not with_shout()[0].begins_early(custom("shout", "a"))

@@ -75,13 +75,16 @@ class Runs:
         self.worker = Worker(TOOLS, "auto", lambda _: False, HERE)
 
     async def run(self, prompt="go", hear=lambda _: None):
+        record = self.recorder.listener()
+
         def listen(event):
-            self.recorder.hear(event)
+            record(event)
             self.heard.append(event)
             hear(event)
 
         ask = Ask(prompt=prompt, fields=FIELDS, endpoint="here", **self.ask)
-        return await answer(ask, self.conversation, self.transport, self.perform, listen)
+        said = await answer(ask, self.conversation, self.transport, self.perform, listen)
+        return said.text
 
     async def perform(self, call):
         return self.worker.carry_out(call)

@@ -104,13 +104,14 @@ class Cell:
             budget_turns=25,
             budget_seconds=budget.get("budget_seconds", SECONDS),
         )
-        return attend(
+        said = attend(
             lambda perform, hear: answer(ask, self.conversation, self.transport, perform, hear),
             Worker(self.tools, mode, front.approve, HERE),
             front,
             self.background,
-            record or self.recorder.hear,
+            record or self.recorder.listener(),
         )
+        return said.text
 
     @property
     def said(self):
@@ -363,9 +364,10 @@ def test_a_tool_that_outlives_its_budget_has_one_output(cell, caplog):
 
     one = cell([calls("act"), {"text": "new"}], act)
     recorder = one.recorder
+    listen = recorder.listener()
 
     def record(event):
-        recorder.hear(event)
+        listen(event)
         if isinstance(event, RunEnded):
             over.set()
 

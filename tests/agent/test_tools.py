@@ -335,6 +335,70 @@ def test_a_function_defined_again_replaces_itself(registry):
     assert list(registry).count("price") == 1
 
 
+def test_a_custom_tool_is_called_with_a_text(registry):
+    """It is listed without a schema, and its one parameter gets the text as it is."""
+
+    @ipy_agent.tool(custom=True)
+    def query(sql: str) -> str:
+        """Ask the database."""
+        return sql
+
+    made = registry["query"]
+    assert query("x") == "x"
+    assert made.definition == {
+        "type": "custom",
+        "name": "query",
+        "description": "Ask the database.",
+    }
+    assert (made.shows, made.read_only) == ("sql", False)
+    for said in ('SELECT "a"\n', "", '{"sql": "no"}', "3", "\ud800"):
+        assert made.bind(said) == {"sql": said}
+
+
+def test_a_custom_tool_may_be_free_of_side_effects(registry):
+    """The two options go together."""
+
+    @ipy_agent.tool(read_only=True, custom=True)
+    def query(*, sql: str = "") -> str:
+        """Ask the database."""
+        return sql
+
+    assert registry["query"].read_only
+    assert query(**registry["query"].bind("a")) == "a"
+
+
+def several_parameters():
+    """Return functions that one text cannot call, by name."""
+
+    def none():
+        """A tool."""
+
+    def two(x: str, y: str = ""):
+        """A tool."""
+
+    def number(x: int):
+        """A tool."""
+
+    def maybe(x: str | None):
+        """A tool."""
+
+    def noted(x: Annotated[str, msgspec.Meta(min_length=1)]):
+        """A tool."""
+
+    return dict(locals())
+
+
+@pytest.mark.parametrize("name", several_parameters())
+def test_a_custom_tool_has_one_parameter_and_it_is_a_text(name, registry):
+    """Anything else is an error where the tool is made."""
+    before = dict(registry)
+
+    with pytest.raises(ToolError, match=f"{name}: a custom tool has exactly one parameter"):
+        ipy_agent.tool(custom=True)(several_parameters()[name])
+
+    assert registry == before
+
+
 @pytest.mark.parametrize(
     "sent",
     [

@@ -1,0 +1,94 @@
+"""WebSocket where an endpoint has it, HTTP where it does not: found out once, by asking.
+
+Rule 1: only a refused upgrade leads over to HTTP, and only before anything of a turn was sent.
+Rule 2: the way is changed once, and said once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from ipy_agent.endpoints import Endpoint
+from ipy_agent.errors import AuthenticationFailed, UpgradeRefused
+from ipy_agent.protocol.events import Error
+from ipy_agent.protocol.items import Item
+from ipy_agent.protocol.requests import Request
+from ipy_agent.trace import Notice, RequestSent
+from ipy_agent.transport import Stream, Transport
+from ipy_agent.transport.address import Locate, local_address
+from ipy_agent.transport.http import HttpTransport, key_refused
+from ipy_agent.transport.websocket import WebSocketTransport
+
+__all__ = ["AutoTransport"]
+
+_FORBIDDEN = 403
+_NO_WEBSOCKET = frozenset({200, _FORBIDDEN, 404, 405, 426})
+"""What servers and proxies say to an upgrade that they do not know."""
+
+
+class AutoTransport:
+    """The best way that an endpoint has. Made at no cost; connects at the first turn.
+
+    Args:
+        endpoint: where responses come from.
+        locate: how the server of the endpoint `local` is found or started.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, locate: Locate = local_address) -> None:
+        self.endpoint = endpoint
+        self._websocket = WebSocketTransport(endpoint, locate=locate)
+        self._http = HttpTransport(endpoint, locate=locate)
+        self._way: Transport = self._websocket if endpoint.websocket else self._http
+
+    async def stream(self, request: Request) -> Stream:
+        """Answer a whole request; see `Transport.stream`."""
+        refused: UpgradeRefused | None = None
+        if self._way is self._websocket:
+            sent = False
+            try:
+                async with contextlib.aclosing(self._websocket.stream(request)) as stream:
+                    async for event in stream:
+                        sent = sent or isinstance(event, RequestSent)
+                        yield event
+            except UpgradeRefused as error:
+                if sent or error.status not in _NO_WEBSOCKET:
+                    raise
+                refused = error
+            else:
+                return
+        async with contextlib.aclosing(self._over_http(request, refused)) as stream:
+            async for event in stream:
+                yield event
+
+    async def compact(self, request: Request) -> list[Item]:
+        """Return items that stand for a whole conversation; see `HttpTransport.compact`."""
+        return await self._http.compact(request)
+
+    def describe(self) -> str:
+        """Return where the way that is in use stands, in one line."""
+        return self._way.describe()
+
+    async def aclose(self) -> None:
+        """Close both ways. What was found out about the endpoint stays known."""
+        await self._websocket.aclose()
+        await self._http.aclose()
+
+    async def _over_http(self, request: Request, refused: UpgradeRefused | None) -> Stream:
+        if refused is not None and self._way is self._websocket:
+            self._way = self._http
+            yield Notice(
+                text=f"{self.endpoint.name} answers no WebSocket (HTTP {refused.status}): "
+                "going on over HTTP",
+                lasting=True,
+            )
+        doubtful = refused is not None and refused.status == _FORBIDDEN
+        try:
+            async with contextlib.aclosing(self._http.stream(request)) as stream:
+                async for event in stream:
+                    if doubtful and isinstance(event, Error) and event.status == _FORBIDDEN:
+                        raise key_refused(self.endpoint)
+                    yield event
+        except AuthenticationFailed:
+            if doubtful:
+                self._way = self._websocket  # it was the key, and tells nothing of WebSockets
+            raise

@@ -1,0 +1,144 @@
+"""A server that answers requests by HTTP as it is told, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from ipy_agent.background import Background
+from ipy_agent.endpoints import Endpoint
+
+SECONDS = 20
+
+
+@dataclass
+class Heard:
+    """A request that a peer heard, and what became of its connection."""
+
+    line: str
+    headers: dict
+    body: bytes
+    connection: int
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    def hung_up(self):
+        """Wait until the connection is gone."""
+        return self.ended.wait(SECONDS)
+
+
+class HttpPeer:
+    """An HTTP server that plays a script and understands nothing.
+
+    The script is a list with an entry a request, on whichever connection it comes: the steps
+    that answer it. A step is bytes (sent as they are), `("stream", PIECE…)` (a stream of events
+    to its end; a piece is a frame or bytes of the body, a chunk each), `("json", STATUS, value,
+    {header: value})`, `("close",)` or `("reset",)`. Past the end of a script there is silence.
+    """
+
+    HEAD = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+
+    def __init__(self, script, tls=None):
+        self.seen = []
+        self._entries = iter(list(script))
+        self._connections = 0
+        self._playing = set()
+        self._arrived = threading.Semaphore(0)
+        self._thread = Background()
+        self._server = self._thread.call(self._serve(tls), SECONDS)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}/v1"
+
+    def endpoint(self, **more):
+        return Endpoint.named(self.url, **more)
+
+    def heard(self):
+        """Wait for one more request."""
+        return self._arrived.acquire(timeout=SECONDS)
+
+    def stop(self):
+        self._thread.call(self._stop(), SECONDS)
+        self._thread.stop()
+
+    @staticmethod
+    def event(frame):
+        """Return a frame as an event of a body."""
+        return f"event: {frame['type']}\ndata: {json.dumps(frame)}\n\n".encode()
+
+    @staticmethod
+    def chunk(body):
+        """Return bytes as a chunk of a body that tells its length piece by piece."""
+        return f"{len(body):x}\r\n".encode() + body + b"\r\n"
+
+    async def _serve(self, tls):
+        return await asyncio.start_server(self._play, "127.0.0.1", 0, ssl=tls)
+
+    async def _stop(self):
+        self._server.close()
+        for task in self._playing:
+            task.cancel()
+        await asyncio.gather(*self._playing, return_exceptions=True)
+
+    async def _play(self, reader, writer):
+        self._playing.add(asyncio.current_task())
+        self._connections += 1
+        number, heard = self._connections, []
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                first, *lines = head.decode().strip().split("\r\n")
+                headers = {
+                    name.lower(): said for name, _, said in (x.partition(": ") for x in lines)
+                }
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                heard.append(Heard(first, headers, body, number))
+                self.seen.append(heard[-1])
+                self._arrived.release()
+                for step in next(self._entries, ()):
+                    self._take(writer, step)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            for one in heard:
+                one.ended.set()
+            writer.close()
+
+    def _take(self, writer, step):
+        if isinstance(step, bytes):
+            writer.write(step)
+        elif step[0] == "stream":
+            pieces = [x if isinstance(x, bytes) else self.event(x) for x in step[1:]]
+            writer.write(self.HEAD + b"".join(map(self.chunk, pieces)) + b"0\r\n\r\n")
+        elif step[0] == "json":
+            body = json.dumps(step[2]).encode()
+            more = {"Content-Type": "application/json", "Content-Length": len(body)}
+            more |= dict(*step[3:])
+            lines = [f"HTTP/1.1 {step[1]} Said So", *(f"{k}: {v}" for k, v in more.items()), "", ""]
+            writer.write("\r\n".join(lines).encode() + body)
+        elif step[0] == "close":
+            writer.close()
+        else:
+            writer.transport.abort()
+
+
+@pytest.fixture
+def http_peer():
+    """Return a function that starts a peer: an argument a request."""
+    started = []
+
+    def start(*script, tls=None):
+        started.append(HttpPeer(script, tls))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
