@@ -80,7 +80,7 @@ class Endpoint:
         model: the model when the user names none; none, the endpoint's own default.
         instructions: the instructions when the user sets none.
         hidden_tools: built-in tools that this endpoint's model is better off without.
-        images: whether its models take pictures.
+        images: whether its models take pictures; `None`, if the user says so.
         output_limit: how many characters of a tool's output its model is shown.
         hint_repeats: answer a tool call that repeats the one before it with a hint.
         limits: what a connection to it can do.
@@ -99,7 +99,7 @@ class Endpoint:
     model: str | None = None
     instructions: str = INSTRUCTIONS
     hidden_tools: frozenset[str] = frozenset()
-    images: bool = False
+    images: bool | None = None
     output_limit: int = 20_000
     hint_repeats: bool = False
     limits: Limits = Limits()
@@ -260,6 +260,7 @@ ENDPOINTS = {
             name="local",
             url="",
             instructions=LOCAL_INSTRUCTIONS,
+            images=False,
             hidden_tools=frozenset({"inspect"}),
             output_limit=2_000,
             hint_repeats=True,

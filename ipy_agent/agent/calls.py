@@ -72,7 +72,7 @@ class Worker:
         started_at = datetime.now(UTC)
         run = self._run(name, arguments, custom=call["type"] == "custom_tool_call")
         self._previous = (name, arguments)
-        output = run.result.output(self._endpoint.output_limit, images=self._endpoint.images)
+        output = run.result.output(self._endpoint.output_limit, images=bool(self._endpoint.images))
         return Outcome(
             output=output,
             ended=ToolEnded(

@@ -33,6 +33,7 @@ from ipy_agent.protocol.items import CALLS, Item, calls, is_call, output_of, tex
 from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.trace import (
     ItemsAdded,
+    Notice,
     RunBegan,
     RunEnded,
     TurnBegan,
@@ -100,6 +101,7 @@ async def answer(
                     misfits += 1
                     if misfits > RETRIES or status == "incomplete":
                         raise _misfit(misfit, said) from None
+                    hear(Notice(text="the answer does not fit: asking once more", lasting=True))
                     new = [user(f"That does not fit the schema: {misfit}. Answer again.")]
                     conversation.add(new)
         raise BudgetExceeded(f"the run took {ask.budget_turns} turns: raise budget_turns, or go on")

@@ -1,7 +1,7 @@
 """A cell's answer: what happens in a run, streamed into one display.
 
-A cell shows two things: the answer, in which text and folded tool calls follow each other,
-and below it the panel. Both are one display each and are updated in place; when the run ends
+A cell shows two things: the answer, in which text, folded thoughts and tool calls follow each
+other, and below it the panel. Both are one display each and are updated in place; when the run ends
 both are static, so that a saved notebook shows them without a kernel.
 
 Rule 1: nothing that a model or a tool said reaches the screen but through `rendering`.
@@ -21,16 +21,17 @@ from typing import Any, ClassVar
 from IPython.display import DisplayHandle
 
 from ipy_agent import rendering
-from ipy_agent.agent.tools import bounded
 from ipy_agent.notebook.interrupt import interrupts_call, interrupts_raise
 from ipy_agent.notebook.panel import Panel
-from ipy_agent.notebook.terminal import SHOWN, approved
+from ipy_agent.notebook.parts import Call, Document, Part, Remark, Thoughts, kinds, summary
+from ipy_agent.notebook.terminal import approved
 from ipy_agent.protocol.events import (
     Event,
     ItemDone,
     ResponseCompleted,
     ResponseIncomplete,
     TextDelta,
+    ThoughtDelta,
 )
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.items import text as text_of
@@ -54,60 +55,36 @@ BYTES_A_SECOND = 50_000
 QUIET_SECONDS = 10
 
 
-class _Call:
-    """A tool call on the screen: its code while it runs, its output when it ended."""
-
-    def __init__(self, began: ToolBegan) -> None:
-        self.began = began
-        self.ended: ToolEnded | None = None
-        self._said, self._language = rendering.source(began.name, began.arguments)
-
-    def html(self) -> str:
-        body = rendering.code(self._said, self._language)
-        if self.ended is not None:
-            body += rendering.code(bounded(self.ended.output, SHOWN))
-        return rendering.fold(self._title(), body, open=self.ended is None)
-
-    def plain(self) -> str:
-        said = [f"[{self._title()}]", self._said]
-        if self.ended is not None:
-            said.append(f"-> {bounded(self.ended.output, SHOWN)}")
-        return rendering.plain("\n".join(said))
-
-    def _title(self) -> str:
-        if self.ended is None:
-            return f"{self.began.name} …"
-        took, status = self.ended.duration_ms, self.ended.status
-        return self.began.name + "".join(
-            (
-                "" if took is None else f" · {took:,.0f} ms",
-                "" if status == "completed" else f" · {status}",
-            )
-        )
-
-
 class CellFront:
     """Shows a run in the cell that made it.
 
     Args:
         recorder: whose rows the panel shows.
         clock: seconds, monotonic.
+        json: the answer was asked for as JSON, and is shown as such.
     """
 
-    def __init__(self, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        json: bool = False,
+    ) -> None:
         self._clock = clock
-        self._parts: list[Growing | _Call] = []
+        self._new_text: type[Growing] = Document if json else Growing
+        self._parts: list[Part] = []
         self._texts: dict[int, Growing] = {}
+        self._thoughts: dict[int, Thoughts] = {}
+        self._kinds: dict[str, str] = {}
         self._status: str | None = "beginning"
         self._heard = self._shown = clock()
         self._pause = EVERY
         self._due = True
         self._signed = ""
-        self._answer = DisplayHandle()
-        self._answer.display(self._bundle(), raw=True)
         self._panel = Panel(recorder, clock=clock, since=len(recorder.turns))
-        self._below = DisplayHandle()
-        self._below.display(self._panel.widget)
+        self._answer, self._below = DisplayHandle(), DisplayHandle()
+        self._open = False
 
     def show(self, event: Event | Trace) -> None:
         """Take in what happened, and bring the screen up to date when it is time."""
@@ -138,13 +115,18 @@ class CellFront:
             yield
 
     def close(self) -> None:
-        """Leave both displays static, with or without an answer."""
+        """Leave both displays static, with or without an answer; none, if nothing began."""
         self._status = None
-        self._refresh(now=True)
-        self._below.update(self._panel.static(), raw=True)
+        if self._open:
+            self._refresh(now=True)
+            self._below.update(self._panel.static(), raw=True)
         self._panel.close()
 
     def _refresh(self, *, now: bool = False) -> None:
+        if not self._open:
+            self._open = True
+            self._answer.display(self._bundle(), raw=True)
+            self._below.display(self._panel.widget)
         self._panel.refresh(force=now)
         began = self._clock()
         due = self._due or self._sign() != self._signed
@@ -181,9 +163,16 @@ class CellFront:
     def _message(self, index: int) -> Growing:
         """Return the text of the turn's message at `index`, at the end if it is new."""
         if index not in self._texts:
-            self._texts[index] = Growing()
+            self._texts[index] = self._new_text()
             self._parts.append(self._texts[index])
         return self._texts[index]
+
+    def _summary(self, index: int) -> Thoughts:
+        """Return the turn's thoughts at `index`, at the end if they are new."""
+        if index not in self._thoughts:
+            self._thoughts[index] = Thoughts()
+            self._parts.append(self._thoughts[index])
+        return self._thoughts[index]
 
     # what each kind of event means for the screen
 
@@ -191,45 +180,64 @@ class CellFront:
         self._message(event.output_index).add(event.delta)
         self._status = ""
 
+    def _thought(self, event: ThoughtDelta) -> None:
+        self._summary(event.output_index).add(event.delta, event.summary_index)
+
     def _item(self, event: ItemDone) -> None:
         self._whole({event.output_index: event.item})
 
     def _output(self, event: ResponseCompleted | ResponseIncomplete) -> None:
         said = dict(enumerate(event.response.output or ()))
-        messages = {index for index, item in said.items() if item.get("type") == "message"}
-        for index in self._texts.keys() - messages if messages else ():
-            self._parts.remove(self._texts.pop(index))
+        for streamed, kind in ((self._texts, "message"), (self._thoughts, "reasoning")):
+            told = {index for index, item in said.items() if item.get("type") == kind}
+            for index in streamed.keys() - told if told else ():
+                self._parts.remove(streamed.pop(index))
         self._whole(said)
 
     def _whole(self, items: dict[int, Item]) -> None:
+        self._kinds |= kinds(items.values())
         for index, item in items.items():
-            if item.get("type") == "message":
+            kind = item.get("type")
+            if kind == "message":
                 streamed, said = self._message(index), text_of(item)
                 if streamed.text != said:
-                    self._texts[index] = Growing(said)
-                    self._parts[self._parts.index(streamed)] = self._texts[index]
+                    self._texts[index] = self._new_text(said)
+                    self._put(streamed, self._texts[index])
+            elif kind == "reasoning" and (told := summary(item)):
+                thoughts = self._summary(index)
+                if thoughts.text != told:
+                    self._thoughts[index] = Thoughts(told)
+                    self._put(thoughts, self._thoughts[index])
+
+    def _put(self, old: Part, new: Part) -> None:
+        self._parts[self._parts.index(old)] = new
 
     def _began(self, event: ToolBegan) -> None:
-        self._parts.append(_Call(event))
+        self._parts.append(Call(event, self._kinds.get(event.call_id)))
         self._status = ""
 
     def _ended(self, event: ToolEnded) -> None:
         for part in reversed(self._parts):
-            if isinstance(part, _Call) and part.began.call_id == event.call_id:
+            if isinstance(part, Call) and part.began.call_id == event.call_id:
                 part.ended = event
                 return
 
     def _notice(self, event: Notice) -> None:
-        self._status = event.text
+        if not event.lasting:
+            self._status = event.text
+        elif not any(isinstance(part, Remark) and part.text == event.text for part in self._parts):
+            self._parts.append(Remark(event.text))
 
     def _asking(self, _: TurnBegan) -> None:
-        self._texts = {}
+        self._texts, self._thoughts = {}, {}
         self._status = "asking"
 
     def _thinking(self, _: RequestSent) -> None:
         """Wait for the turn's words; if it is sent again, those that came are said anew."""
-        while self._texts:
-            self._parts.remove(self._texts.popitem()[1])
+        streamed: list[Part] = [*self._texts.values(), *self._thoughts.values()]
+        for part in streamed:
+            self._parts.remove(part)
+        self._texts, self._thoughts = {}, {}
         self._status = "thinking"
 
     def _over(self, _: ResponseEnded | RunEnded) -> None:
@@ -237,6 +245,7 @@ class CellFront:
 
     _TAKES: ClassVar[dict[type, Callable[[CellFront, Any], None]]] = {
         TextDelta: _text,
+        ThoughtDelta: _thought,
         ItemDone: _item,
         ResponseCompleted: _output,
         ResponseIncomplete: _output,

@@ -6,28 +6,24 @@ session, its socket, the tables and widgets come with the first cell that needs 
 
 from __future__ import annotations
 
-import keyword
 import re
-import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from IPython.core.error import UsageError as WrongOption
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
-from IPython.core.magic_arguments import MagicArgumentParser, argument, magic_arguments
-from IPython.display import display
+from IPython.core.magic_arguments import argument, magic_arguments
 from traitlets import Bool, Enum, Float, Int, TraitError, Unicode, validate
 from traitlets import List as ListOf
 from traitlets.config import Config
 
-from ipy_agent.agent.approval import verdict
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
+from ipy_agent.notebook.commands import COMMANDS, LINE
 from ipy_agent.notebook.kernel import kernel_tools
+from ipy_agent.notebook.options import parsed, pictures_of, shape_named, variable
 from ipy_agent.notebook.preview import preview
 from ipy_agent.settings import CONFIGURED, MODES, SETTINGS, TRANSPORTS, Settings
 
@@ -90,7 +86,19 @@ class AgentMagics(Magics):
     @cell_magic("agent")
     @magic_arguments("%agent")
     @argument("-m", "--model", help="The model for this cell.")
-    @argument("-o", "--output", metavar="NAME", help="Keep the answer's text in this variable.")
+    @argument("-b", "--branch", metavar="NAME", help="The branch that this cell goes on with.")
+    @argument(
+        "-o", "--output", metavar="NAME", help="Keep the answer, or its value, in this variable."
+    )
+    @argument("--schema", metavar="NAME", help="A type of the notebook that the answer has to fit.")
+    @argument(
+        *("-i", "--image"),
+        metavar="NAME_OR_PATH",
+        action="append",
+        help="Show the model a figure or image of the notebook, or a file; may be said again.",
+    )
+    @argument("--effort", help="How hard a reasoning model thinks in this cell.")
+    @argument("--max-tokens", metavar="N", type=int, help="Tokens that a response may have.")
     @argument("--mode", choices=MODES, help="Which tools run in this cell.")
     @argument("--endpoint", help="A preset or a base URL for this cell.")
     def ask(self, line: str, cell: str) -> None:
@@ -99,26 +107,19 @@ class AgentMagics(Magics):
         The answer streams into the cell, and the tools that the model calls run in this kernel.
         The prompt is sent as it is; $`name` hands over a short preview of a variable.
         """
-        options = _options(self.ask.parser, line)
-        name = options.output
-        if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
-            raise UsageError(f"-o {name!r} is no name for a variable")
+        options = parsed(self.ask.parser, line)
+        name = variable(options.output) if options.output is not None else None
         prompt = self._handed_over(cell)
         if not prompt.strip():
             raise UsageError("the prompt is empty: write what you want below %%agent")
-        front = self._front()
+        wanted = self._wanted(options)
+        front = self._front(json="schema" in wanted)
         try:
-            answer = self.session.run(
-                prompt,
-                model=options.model,
-                mode=options.mode,
-                endpoint=options.endpoint,
-                front=front,
-            )
+            answer = self.session.run(prompt, front=front, **wanted)
         finally:
             front.close()
         if name is not None:
-            self._names[name] = answer.text
+            self._names[name] = answer.value if "schema" in wanted else answer.text
 
     @line_magic("agent")  # type: ignore[arg-type]  # IPython annotates it for no function at all
     def tell(self, line: str) -> Any:
@@ -128,13 +129,23 @@ class AgentMagics(Magics):
         %agent turns|cells|tools|messages   a DataFrame each
         %agent toolbox                      the tools on offer, and whether they run
         %agent panel                        the table of turns as a picture
+        %agent branch [NAME]                the branches, or go on with one
+        %agent fork NAME [--at TURN]        a branch that begins where this one is, or was
         %agent connect NAME|URL [-m MODEL] [--key-env NAME]
+                                            openai, xai, azure, vercel, local, ollama, or a URL
         %agent disconnect|warm|reset
+        %agent compact                      have what was said so far summed up
         %agent mode read|ask|auto
+        %agent transport auto|websocket|http
         %agent export PATH [--table NAME]   .parquet .csv .json .jsonl .html .md
         """
-        options = _options(_LINE, line)
-        return self._COMMANDS[options.command](self, options)
+        options = parsed(LINE, line)
+        return COMMANDS[options.command](self, options)
+
+    def choose(self, name: str, value: Any) -> None:
+        """Set a setting as `%config` does; one that was set to the same before holds again."""
+        setattr(self, name, value)
+        self._configure(name)
 
     @validate("endpoint", *SETTINGS)
     def _fits(self, proposal: Any) -> Any:
@@ -169,97 +180,33 @@ class AgentMagics(Magics):
         previews = [preview(name, self._names[name]) for name in names]
         return "\n\n".join([*previews, _HANDED_OVER.sub(r"`\1`", cell).strip("\n")])
 
-    def _front(self) -> CellFront | PlainFront:
+    def _wanted(self, options: Namespace) -> dict[str, Any]:
+        """Return what a cell's options say to a run; what was not said is left out."""
+        said = {
+            "model": options.model,
+            "mode": options.mode,
+            "endpoint": options.endpoint,
+            "branch": options.branch,
+            "effort": options.effort,
+            "max_output_tokens": options.max_tokens,
+        }
+        if options.schema is not None:
+            said["schema"] = shape_named(options.schema, self._names)
+        if options.image is not None:
+            said["images"] = pictures_of(options.image, self._names)
+        return {name: value for name, value in said.items() if value is not None}
+
+    def _front(self, *, json: bool) -> CellFront | PlainFront:
         from ipy_agent.notebook import answer, terminal  # noqa: PLC0415 (widgets come with a run)
 
-        in_kernel = getattr(self.shell, "kernel", None) is not None
-        return answer.CellFront(self.session.records) if in_kernel else terminal.PlainFront()
-
-    # what each `%agent` command does
-
-    def _status(self, _: Namespace) -> None:
-        print(self.session.describe())
-
-    def _toolbox(self, _: Namespace) -> None:
-        session = self.session
-        for name, tool in session.toolbox.items():
-            parameters = ", ".join(tool.parameters["properties"])
-            print(f"{name}({parameters})  {verdict(tool, session.mode).value}")
-            print(f"    {' '.join(tool.description.split())}")
-
-    def _panel(self, _: Namespace) -> None:
-        from ipy_agent.notebook.panel import Panel  # noqa: PLC0415
-
-        display(Panel(self.session.records).static(), raw=True)
-
-    def _connect(self, options: Namespace) -> None:
-        chosen = self.session.connect(
-            options.endpoint, model=options.model, key_env=options.key_env
-        )
-        print(f"the next cell goes to {chosen.name} ({chosen.url or 'embedded server'})")
-
-    def _warm(self, _: Namespace) -> None:
-        from ipy_agent.notebook.terminal import PlainFront  # noqa: PLC0415
-
-        self.session.warm(PlainFront())
-        print(f"warm: {self.session.describe().splitlines()[2]}")
-
-    def _mode(self, options: Namespace) -> None:
-        self.mode = options.mode
-        self._configure("mode")
-        if options.mode == "auto":
-            print("mode auto: every tool call runs in this kernel without asking")
-
-    def _export(self, options: Namespace) -> None:
-        print(f"written: {self.session.export(options.path, options.table)}")
-
-    _COMMANDS: ClassVar[dict[str | None, Callable[[AgentMagics, Namespace], Any]]] = {
-        None: _status,
-        "status": _status,
-        "turns": lambda magics, _: magics.session.turns,
-        "cells": lambda magics, _: magics.session.cells,
-        "tools": lambda magics, _: magics.session.tools,
-        "messages": lambda magics, _: magics.session.messages,
-        "toolbox": _toolbox,
-        "panel": _panel,
-        "connect": _connect,
-        "disconnect": lambda magics, _: magics.session.disconnect(),
-        "warm": _warm,
-        "reset": lambda magics, _: magics.session.reset(),
-        "mode": _mode,
-        "export": _export,
-    }
+        if getattr(self.shell, "kernel", None) is None:
+            return terminal.PlainFront()
+        return answer.CellFront(self.session.records, json=json)
 
 
 def _plain(value: Any) -> Any:
     """Return a trait's value as a setting: a list as a tuple."""
     return tuple(value) if isinstance(value, list) else value
-
-
-def _options(parser: MagicArgumentParser, line: str) -> Any:
-    """Return what a line says; quotes hold words together, and a backslash is a backslash."""
-    words = shlex.shlex(line, posix=True, punctuation_chars=False)
-    words.whitespace_split, words.commenters, words.escape = True, "", ""
-    try:
-        return parser.parse_args(list(words))
-    except (WrongOption, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())) from None
-
-
-def _line_parser() -> MagicArgumentParser:
-    parser = MagicArgumentParser(prog="%agent")
-    commands = parser.add_subparsers(dest="command", parser_class=MagicArgumentParser)
-    made = {name: commands.add_parser(name) for name in AgentMagics._COMMANDS if name}  # noqa: SLF001 (our own table)
-    made["connect"].add_argument("endpoint")
-    made["connect"].add_argument("-m", "--model")
-    made["connect"].add_argument("--key-env")
-    made["mode"].add_argument("mode", choices=MODES)
-    made["export"].add_argument("path")
-    made["export"].add_argument("--table", default="turns")
-    return parser
-
-
-_LINE = _line_parser()
 
 
 def load(shell: InteractiveShell) -> None:

@@ -49,6 +49,7 @@ class Panel:
         self._clock = clock
         self._every = every
         self._since = self._told = since
+        self._open: list[TurnRecord] = []
         self._totals = Totals()
         self._due = clock()
         self._seen: dict[int, float] = {}
@@ -78,9 +79,11 @@ class Panel:
         """Return the last turns, after telling the totals of those that ended."""
         turns = self._recorder.turns
         count = len(turns)
-        while self._told < count and turns[self._told].status != "running":
-            self._totals.add(turns[self._told])
-            self._told += 1
+        self._open += turns[self._told : count]
+        self._told = count
+        for row in [row for row in self._open if row.status != "running"]:
+            self._totals.add(row)
+            self._open.remove(row)
         begin = max(self._since, count - LAST)
         return [Line.of(row, self._elapsed(row, now)) for row in turns[begin:count]]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 from IPython.core.error import StdinNotImplementedError
 
@@ -18,21 +19,20 @@ from ipy_agent import rendering
 from ipy_agent.agent.approval import YES
 from ipy_agent.agent.tools import bounded
 from ipy_agent.notebook.interrupt import interrupts_call, interrupts_raise
+from ipy_agent.notebook.parts import SHOWN, kinds, source, summary
 from ipy_agent.protocol.events import (
     Event,
     ItemDone,
     ResponseCompleted,
     ResponseIncomplete,
     TextDelta,
+    ThoughtDelta,
 )
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.items import text as text_of
 from ipy_agent.trace import Notice, RequestSent, RunEnded, ToolBegan, ToolEnded, Trace
 
-__all__ = ["SHOWN", "PlainFront", "approved"]
-
-SHOWN = 4_000
-"""How many characters of a tool's output a user is shown."""
+__all__ = ["PlainFront", "approved"]
 
 
 class PlainFront:
@@ -41,27 +41,13 @@ class PlainFront:
     def __init__(self) -> None:
         self._fresh = True
         self._streamed: set[int] = set()
+        self._thought: dict[int, int] = {}
+        self._kinds: dict[str, str] = {}
 
     def show(self, event: Event | Trace) -> None:
-        if isinstance(event, TextDelta):
-            if event.output_index not in self._streamed:
-                self._end_line()
-                self._streamed.add(event.output_index)
-            self._write(event.delta)
-        elif isinstance(event, ItemDone):
-            self._whole({event.output_index: event.item})
-        elif isinstance(event, (ResponseCompleted, ResponseIncomplete)):
-            self._whole({} if self._streamed else dict(enumerate(event.response.output or ())))
-        elif isinstance(event, Notice):
-            self._line(event.text)
-        elif isinstance(event, ToolBegan):
-            said, _ = rendering.source(event.name, event.arguments)
-            self._line(f"[{event.name}]\n{said}")
-        elif isinstance(event, ToolEnded):
-            self._line(f"-> {bounded(event.output, SHOWN)}")
-        elif isinstance(event, (RequestSent, RunEnded)):
-            self._streamed.clear()
-            self._end_line()
+        take = self._TAKES.get(type(event))
+        if take is not None:
+            take(self, event)
 
     def tick(self) -> None:
         pass
@@ -80,12 +66,76 @@ class PlainFront:
     def close(self) -> None:
         self._end_line()
 
+    # what each kind of event means for the terminal
+
+    def _text(self, event: TextDelta) -> None:
+        if event.output_index not in self._streamed:
+            self._end_line()
+            self._streamed.add(event.output_index)
+        self._write(event.delta)
+
+    def _thinks(self, event: ThoughtDelta) -> None:
+        section = self._thought.get(event.output_index)
+        if section is None:
+            self._end_line()
+            self._write("[thoughts] ")
+        elif section != event.summary_index:
+            self._write("\n\n")
+        self._thought[event.output_index] = event.summary_index
+        self._write(event.delta)
+
+    def _item(self, event: ItemDone) -> None:
+        self._whole({event.output_index: event.item})
+
+    def _output(self, event: ResponseCompleted | ResponseIncomplete) -> None:
+        """Print what was not streamed, however its items were numbered then."""
+        seen = {"message": bool(self._streamed), "reasoning": bool(self._thought)}
+        output = dict(enumerate(event.response.output or ()))
+        self._whole(
+            {at: item for at, item in output.items() if not seen.get(str(item.get("type")))}
+        )
+
     def _whole(self, items: dict[int, Item]) -> None:
-        """Print the messages that were not streamed."""
+        """Print the messages and thoughts that were not streamed."""
+        self._kinds |= kinds(items.values())
         for index, item in items.items():
-            if item.get("type") == "message" and index not in self._streamed:
+            kind = item.get("type")
+            if kind == "message" and index not in self._streamed:
                 self._streamed.add(index)
                 self._line(text_of(item))
+            elif kind == "reasoning" and index not in self._thought and (told := summary(item)):
+                self._thought[index] = 0
+                self._line(f"[thoughts] {told}")
+
+    def _notice(self, event: Notice) -> None:
+        self._line(event.text)
+
+    def _began(self, event: ToolBegan) -> None:
+        said, _ = source(event, self._kinds.get(event.call_id))
+        self._line(f"[{event.name}]\n{said}")
+
+    def _ended(self, event: ToolEnded) -> None:
+        self._line(f"-> {bounded(event.output, SHOWN)}")
+
+    def _over(self, _: RequestSent | RunEnded) -> None:
+        self._streamed.clear()
+        self._thought.clear()
+        self._end_line()
+
+    _TAKES: ClassVar[dict[type, Callable[[PlainFront, Any], None]]] = {
+        TextDelta: _text,
+        ThoughtDelta: _thinks,
+        ItemDone: _item,
+        ResponseCompleted: _output,
+        ResponseIncomplete: _output,
+        Notice: _notice,
+        ToolBegan: _began,
+        ToolEnded: _ended,
+        RequestSent: _over,
+        RunEnded: _over,
+    }
+
+    # how it is printed
 
     def _line(self, text: str) -> None:
         self._end_line()

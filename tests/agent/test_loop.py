@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import Conversation
 from ipy_agent.agent.loop import Ask, answer, warm
+from ipy_agent.agent.schemas import shape_of
 from ipy_agent.agent.tools import tool_of
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import (
     AgentError,
+    AnswerMisfit,
     BudgetExceeded,
     ConnectionLost,
     ProtocolError,
@@ -33,7 +35,15 @@ from ipy_agent.protocol.events import (
 from ipy_agent.protocol.items import text
 from ipy_agent.protocol.requests import Fields
 from ipy_agent.records import Recorder
-from ipy_agent.trace import ItemsAdded, RequestSent, RunEnded, ToolBegan, ToolEnded, TurnEnded
+from ipy_agent.trace import (
+    ItemsAdded,
+    Notice,
+    RequestSent,
+    RunEnded,
+    ToolBegan,
+    ToolEnded,
+    TurnEnded,
+)
 from ipy_agent.transport.scripted import ScriptedTransport
 
 HERE = Endpoint(name="here", url="http://127.0.0.1:1/v1")
@@ -84,6 +94,7 @@ class Runs:
 
         ask = Ask(prompt=prompt, fields=FIELDS, endpoint="here", **self.ask)
         said = await answer(ask, self.conversation, self.transport, self.perform, listen)
+        self.value = said.value
         return said.text
 
     async def perform(self, call):
@@ -558,3 +569,129 @@ def test_whatever_happens_the_conversation_can_be_sent(script, cut, how, turns):
     kinds = [type(event) for event in runs.heard]
     assert kinds.count(ToolBegan) == kinds.count(ToolEnded)
     assert kinds.count(TurnEnded) == len(runs.recorder.turns)
+
+
+# answers of a type
+
+
+def test_an_answer_may_have_to_be_of_a_type(run):
+    """What fits is there as a value, beside its text; without a type the text is the value."""
+    runs = Runs([{"text": "[1, 2]"}], shape=shape_of(list[int]))
+    runs.transport = ScriptedTransport([{"text": '{"value": [1, 2]}'}])
+    assert run(runs.run()) == '{"value": [1, 2]}'
+    assert runs.value == [1, 2]
+
+    plain = Runs([{"text": "one"}])
+    assert run(plain.run()) == plain.value == "one"
+
+
+def test_an_answer_that_does_not_fit_is_asked_for_again(run):
+    """Once, with what was wrong with it, and the user is told."""
+    runs = Runs([{"text": "one"}, {"text": '{"value": 1}'}], shape=shape_of(int))
+
+    run(runs.run("how many?"))
+    assert runs.value == 1
+    assert len(runs.transport.requests) == 2
+    asked = [text(item) for item in runs.items if item.get("role") == "user"]
+    assert asked[0] == "how many?"
+    assert asked[1].startswith("That does not fit the schema: ")
+    assert [event.lasting for event in runs.heard if isinstance(event, Notice)] == [True]
+    assert runs.statuses == (["completed", "completed"], "completed")
+
+
+def test_an_answer_that_never_fits_is_an_error_with_its_text(run):
+    """The second misfit ends the run; the conversation goes on from there."""
+    runs = Runs([{"text": "one"}, {"text": "two"}, {"text": "3"}], shape=shape_of(int))
+
+    with pytest.raises(AnswerMisfit) as failure:
+        run(runs.run())
+    assert failure.value.text == "two"
+    assert "\n" not in str(failure.value)
+    assert runs.recorder.cells[-1].status == "failed"
+
+    runs.ask["shape"] = None
+    assert run(runs.run()) == "3"
+
+
+def test_an_answer_that_was_cut_off_is_not_asked_for_again(run):
+    """It would be cut off again."""
+
+    class Cut(ScriptedTransport):
+        async def stream(self, request):
+            self.requests.append(request)
+            yield ResponseIncomplete(
+                response=Response(id="resp_1", status="incomplete", output=[said_so('{"value"')])
+            )
+
+    runs = Runs(Cut(), shape=shape_of(int))
+    with pytest.raises(AnswerMisfit):
+        run(runs.run())
+    assert len(runs.transport.requests) == 1
+
+
+def said_so(words):
+    content = [{"type": "output_text", "text": words, "annotations": []}]
+    return {"type": "message", "id": "m", "role": "assistant", "content": content}
+
+
+# what a run asks with
+
+
+def test_pictures_stand_behind_the_prompt(run):
+    """They are parts of the user's message."""
+    part = {"type": "input_image", "image_url": "data:,"}
+    runs = Runs([{"text": "a cat"}], pictures=[part])
+    run(runs.run("what is it?"))
+
+    assert runs.items[0]["content"] == [{"type": "input_text", "text": "what is it?"}, part]
+
+
+def test_a_run_asks_on_the_lane_of_its_branch(run):
+    """The recorder knows the branch, the transport the lane."""
+    runs = Runs([{"text": "1"}])
+    runs.conversation = Conversation("idea")
+    run(runs.run())
+
+    assert runs.transport.requests[0].stream_id == "idea"
+    assert runs.recorder.turns[0].branch == "idea"
+    assert runs.recorder.turns[0].said is runs.conversation.items
+
+
+def test_a_custom_call_gets_a_custom_output(run):
+    """Its input is what the tool is called with, as it is."""
+
+    class Custom(ScriptedTransport):
+        async def stream(self, request):
+            self.requests.append(request)
+            call = {"type": "custom_tool_call", "call_id": "c", "name": "sql", "input": "SELECT 1"}
+            output = [said_so("done")] if len(self.requests) > 1 else [call]
+            yield ResponseCompleted(response=Response(id="r", status="completed", output=output))
+
+    def sql(query: str) -> str:
+        """Ask a database."""
+        return f"ran {query}"
+
+    runs = Runs(Custom())
+    runs.worker = Worker({"sql": tool_of(sql, custom=True)}, "auto", lambda _: False, HERE)
+    run(runs.run())
+
+    output = {"type": "custom_tool_call_output", "call_id": "c", "output": "ran SELECT 1"}
+    assert runs.items[2] == output
+    assert runs.recorder.tools[0].arguments == "SELECT 1"
+
+
+def test_a_look_is_over_before_its_response_is(run):
+    """A tool without side effects does not wait for the terminal event."""
+
+    def look() -> str:
+        """Look."""
+        return "seen"
+
+    runs = Runs([calls("look"), {"text": "done"}])
+    runs.worker = Worker({"look": tool_of(look, read_only=True)}, "read", lambda _: False, HERE)
+    runs.ask["early"] = runs.worker.begins_early
+    run(runs.run())
+
+    kinds = [type(event) for event in runs.heard]
+    assert kinds.index(ToolBegan) < kinds.index(ResponseCompleted)
+    assert [text(item) for item in runs.items][-2:] == ["seen", "done"]

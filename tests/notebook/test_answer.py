@@ -28,6 +28,7 @@ from ipy_agent.protocol.events import (
     ResponseCompleted,
     ResponseCreated,
     TextDelta,
+    ThoughtDelta,
 )
 from ipy_agent.records import Recorder
 from ipy_agent.sessions import Session
@@ -178,6 +179,22 @@ def end(front, *output):
         ResponseCompleted(response=Response(id="r", status="completed", output=list(output)))
     )
     front.show(ResponseEnded(received_bytes=1))
+
+
+def think(front, text, index=0, section=0, size=3):
+    for at in range(0, len(text), size):
+        front.show(
+            ThoughtDelta(delta=text[at : at + size], output_index=index, summary_index=section)
+        )
+
+
+def reasoning(*sections):
+    told = [{"type": "summary_text", "text": section} for section in sections]
+    return {"type": "reasoning", "id": "rs", "summary": told}
+
+
+def custom(said, call_id="c"):
+    return {"type": "custom_tool_call", "call_id": call_id, "name": "query", "input": said}
 
 
 def call(front, output="42", name="python", arguments='{"code": "6 * 7"}', status="completed"):
@@ -438,6 +455,9 @@ def test_a_tools_output_is_bounded_on_the_screen(front, screen):
         lambda front: call(front, output=HOSTILE),
         lambda front: call(front, status=HOSTILE),
         lambda front: front.show(Notice(text=HOSTILE)),
+        lambda front: front.show(Notice(text=HOSTILE, lasting=True)),
+        lambda front: think(front, HOSTILE, size=5),
+        lambda front: end(front, reasoning(HOSTILE)),
     ],
 )
 def test_nothing_hostile_becomes_an_element(tell, front, screen, clock):
@@ -459,6 +479,193 @@ def test_nothing_hostile_becomes_an_element(tell, front, screen, clock):
         for tag, attributes in Elements(page).found:
             assert set(attributes) <= ALLOWED[tag]
             assert (attributes.get("href") or "https:").startswith("https:")
+
+
+@pytest.mark.parametrize(
+    "said", ['{"a": "HOSTILE"}', '{"a": "HOSTILE', '{"HOSTILE', "```json\nHOSTILE", "HOSTILE"]
+)
+def test_nothing_hostile_in_json_becomes_an_element(said, screen, clock):
+    """An answer that was asked for as JSON is as little trusted as any."""
+    front = CellFront(Recorder(), clock, json=True)
+    end(front, message(said.replace("HOSTILE", HOSTILE)))
+    close(front)
+
+    page = screen.answer["text/html"]
+    assert "evil.example" in page
+    assert not set("\x1b\u202e\x00\x07") & set(page + screen.plain)
+    for tag, attributes in Elements(page).found:
+        assert set(attributes) <= ALLOWED[tag]
+
+
+# thoughts
+
+
+def test_thoughts_stream_into_a_closed_fold(front, screen, clock):
+    """What a model thinks is there to be unfolded while it thinks, above what it then says."""
+    clock.now += 1
+    think(front, "I *weigh* ")
+    clock.now += 1
+    think(front, "it.")
+    clock.now += 1
+    front.tick()
+    assert screen.plain.startswith("[thoughts] I *weigh* it.")
+    assert "thinking" in screen.plain
+    assert not is_open(screen)
+    assert "<em>weigh</em>" in screen.answer["text/html"]
+    say(front, "It is 42.", 1)
+    end(front, reasoning("I *weigh* it."), message("It is 42."))
+    close(front)
+
+    assert screen.plain == "[thoughts] I *weigh* it.\n\nIt is 42."
+    assert not is_open(screen)
+
+
+def test_the_sections_of_thoughts_stand_apart(front, screen):
+    """A summary of several parts is several paragraphs, streamed or whole."""
+    think(front, "One.", section=0)
+    think(front, "Two.", section=1)
+    close(front)
+    assert screen.plain == "[thoughts] One.\n\nTwo."
+    streamed = screen.answer
+
+    front.show(ItemDone(output_index=0, item=reasoning("One.", "Two.")))
+    front.close()
+
+    assert screen.answer == streamed
+
+
+@pytest.mark.parametrize("streamed", [[], [(0, "Hm")], [(3, "Hmm.")], [(0, "Hmm.")]])
+def test_the_reasoning_item_wins_over_its_deltas(streamed, front, screen):
+    """Thoughts that came whole, in part or under another number are shown once, as they are."""
+    for index, text in streamed:
+        think(front, text, index)
+    end(front, reasoning("Hmm."), message("42"))
+    close(front)
+
+    assert screen.plain == "[thoughts] Hmm.\n\n42"
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        reasoning(),
+        {"type": "reasoning"},
+        {"type": "reasoning", "summary": None},
+        {"type": "reasoning", "summary": ["?", {"text": None}]},
+        {"type": "reasoning", "summary": 3, "encrypted_content": "abc"},
+    ],
+)
+def test_a_reasoning_item_without_a_summary_shows_nothing(item, front, screen, capsys):
+    """It takes away nothing either."""
+    plain = PlainFront()
+    for one in (front, plain):
+        end(one, item, message("42"))
+        close(one)
+    assert screen.plain == "42"
+    assert capsys.readouterr().out == "42\n"
+
+    think(front, "Hm.")
+    front.show(ItemDone(output_index=0, item=item))
+    front.close()
+
+    assert screen.plain.endswith("[thoughts] Hm.")
+
+
+def test_thoughts_of_a_turn_that_is_sent_again_are_shown_once(front, screen):
+    """Those that came before the second sending go; those of turns before it stay."""
+    think(front, "first")
+    end(front, reasoning("first"), message("one"))
+    ask(front)
+    think(front, "half a tho")
+    ask(front, attempt=1)
+    think(front, "a thought")
+    end(front, reasoning("a thought"), message("two"))
+    close(front)
+
+    assert screen.plain.split("\n\n") == [
+        "[thoughts] first",
+        "one",
+        "[thoughts] a thought",
+        "two",
+    ]
+
+
+def test_thoughts_cost_no_more_than_words(front, screen, clock):
+    """However many deltas of thought arrive, updates are bounded as for a text."""
+    before = len(screen.updates)
+
+    for _ in range(5_000):
+        clock.now += 1 / 5_000
+        front.show(ThoughtDelta(delta="x"))
+
+    assert 9 <= len(screen.updates) - before <= 20
+
+
+# custom tools, JSON, notices that stay
+
+
+@pytest.mark.parametrize("said", ['{"sql": "no"}', "SELECT 1", "3", ""])
+@pytest.mark.parametrize("kind", [CellFront, PlainFront])
+def test_a_custom_tool_is_shown_with_its_text(kind, said, screen, clock, capsys):
+    """As it is, though it may look like the arguments of another tool."""
+    front = kind(Recorder(), clock) if kind is CellFront else kind()
+    end(front, custom(said))
+    call(front, "4.2", name="query", arguments=said)
+    close(front)
+
+    shown = screen.plain if kind is CellFront else capsys.readouterr().out
+    assert f"]\n{said}\n-> 4.2" in shown
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ('{"x":1,"y":[2]}', '{\n  "x": 1,\n  "y": [\n    2\n  ]\n}'),
+        ('{"x":', '{"x":'),
+        ("No.", "No."),
+    ],
+)
+def test_an_answer_in_json_is_laid_out_in_a_fold(said, shown, screen, clock):
+    """It is open, and can be folded away; what is no JSON is shown as it was said."""
+    front = CellFront(Recorder(), clock, json=True)
+    ask(front)
+    say(front, said)
+    end(front, message(said))
+    close(front)
+
+    assert screen.plain == shown
+    folded = "<details" in screen.answer["text/html"]
+    assert folded is said.startswith("{")
+    if folded:
+        assert is_open(screen)
+        assert 'class="language-json"' in screen.answer["text/html"]
+
+
+def test_json_that_nobody_asked_for_is_a_text(front, screen):
+    """Without a schema an answer that looks like JSON is as the model wrote it."""
+    end(front, message('{"x":1}'))
+    close(front)
+
+    assert screen.plain == '{"x":1}'
+    assert "<details" not in screen.answer["text/html"]
+
+
+def test_a_lasting_notice_stays_in_the_cell_and_is_said_once(front, screen, clock):
+    """It stands where it was said, small, and in what is saved; other notices pass."""
+    front.show(Notice(text="no WebSocket there: going on over HTTP", lasting=True))
+    front.show(Notice(text="starting"))
+    clock.now += 1
+    front.tick()
+    assert screen.plain.startswith("no WebSocket there: going on over HTTP\n\nstarting")
+    front.show(Notice(text="no WebSocket there: going on over HTTP", lasting=True))
+    say(front, "42")
+    ask(front, attempt=1)
+    say(front, "42")
+    end(front, message("42"))
+    close(front)
+
+    assert screen.plain == "no WebSocket there: going on over HTTP\n\n42"
+    assert "font-size:85%" in screen.answer["text/html"]
 
 
 @budget(max_examples=30, deadline=None)
@@ -747,7 +954,9 @@ def test_a_terminal_is_not_driven_by_what_is_said(capsys):
     ask(front)
     say(front, HOSTILE, size=2)
     call(front, HOSTILE, name=HOSTILE, arguments=HOSTILE)
-    front.show(Notice(text=HOSTILE))
+    front.show(Notice(text=HOSTILE, lasting=True))
+    think(front, HOSTILE, 7, size=2)
+    end(front, reasoning(HOSTILE))
     close(front)
 
     assert not set("\x1b\u202e\x00\x07") & set(capsys.readouterr().out)
@@ -760,3 +969,36 @@ def test_a_tools_output_is_bounded_in_a_terminal(capsys):
     close(front)
 
     assert len(capsys.readouterr().out) < 5_000
+
+
+def test_a_terminal_shows_thoughts_in_a_block_of_their_own(capsys):
+    """They stream behind a mark, above the words and calls that follow."""
+    front = PlainFront()
+    ask(front)
+    think(front, "I weigh it.")
+    think(front, "And again.", section=1)
+    say(front, "It is 42.", 1)
+    end(front, reasoning("I weigh it.", "And again."), message("It is 42."))
+    ask(front)
+    end(front, reasoning("Whole."), custom("6 * 7"))
+    call(front, "42", name="query", arguments="6 * 7")
+    close(front)
+
+    assert capsys.readouterr().out == (
+        "[thoughts] I weigh it.\n\nAnd again.\nIt is 42.\n"
+        "[thoughts] Whole.\n[query]\n6 * 7\n-> 42\n"
+    )
+
+
+def test_a_terminal_prints_thoughts_once_however_they_were_numbered(capsys):
+    """Deltas under another number, or an item that came whole before, are not said again."""
+    front = PlainFront()
+    ask(front)
+    think(front, "Hm.", 3)
+    end(front, reasoning("Hm."), message("42"))
+    ask(front)
+    front.show(ItemDone(output_index=0, item=reasoning("Well.")))
+    end(front, reasoning("Well."), message("43"))
+    close(front)
+
+    assert capsys.readouterr().out == "[thoughts] Hm.\n42\n[thoughts] Well.\n43\n"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -11,12 +13,14 @@ import pandas as pd
 import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
 from traitlets.config import Config
 
 from ipy_agent import sessions
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, ConnectionFailed, ModelUnavailable, UsageError
+from ipy_agent.notebook.commands import COMMANDS
 from ipy_agent.notebook.magics import AgentMagics
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
@@ -25,6 +29,7 @@ from ipy_agent.transport.scripted import ScriptedTransport
 from ipy_agent.transport.websocket import WebSocketTransport
 
 HERE = Endpoint.named("http://127.0.0.1:9/v1")
+SEEING = dataclasses.replace(HERE, images=True)
 WRONG = {
     "endpoint": "nowhere",
     "mode": "sometimes",
@@ -33,6 +38,12 @@ WRONG = {
     "model": 3,
     "instructions": ["short"],
     "prompt_cache_key": 3,
+    "transport": "pigeon",
+    "effort": 3,
+    "summary": 3,
+    "max_output_tokens": 0,
+    "parallel_tool_calls": "no",
+    "compact_tokens": 0,
     "budget_turns": 0,
     "budget_seconds": -1.0,
 }
@@ -44,6 +55,12 @@ RIGHT = {
     "model": "gpt-x",
     "instructions": "Be brief.",
     "prompt_cache_key": "mine",
+    "transport": "websocket",
+    "effort": "low",
+    "summary": "auto",
+    "max_output_tokens": 400,
+    "parallel_tool_calls": False,
+    "compact_tokens": 5_000,
     "budget_turns": 3,
     "budget_seconds": 60.5,
 }
@@ -96,9 +113,12 @@ def script(loaded, monkeypatch):  # noqa: ARG001 (tools are on offer when it is 
     """Return a function that makes the process's session answer from a list."""
     made = []
 
-    def use(*entries):
+    def use(*entries, endpoint=HERE):
         transport = ScriptedTransport(entries)
-        made.append(Session(transport=transport, **{"endpoint": HERE, **CONFIGURED}))
+        told = {"endpoint": endpoint, **CONFIGURED}
+        way = told.pop("transport", "auto")  # here, the scripted one
+        made.append(Session(transport=transport, **told))
+        made[-1].configure("transport", way)
         monkeypatch.setattr(sessions, "_session", made[-1])
         return transport
 
@@ -289,8 +309,14 @@ def test_help_names_every_option(kind, loaded):
     told = loaded.magics_manager.magics[kind]["agent"].__doc__
 
     wanted = {
-        "cell": ["%%agent [", "-m MODEL", "-o NAME", "--mode", "--endpoint ENDPOINT", "$`name`"],
-        "line": [f"%agent {name}" for name in ("turns", "toolbox", "panel", "connect", "export")],
+        "cell": [
+            *("%%agent [", "-m MODEL", "-o NAME", "--mode", "--endpoint ENDPOINT", "$`name`"),
+            *("-b NAME", "--schema NAME", "-i NAME_OR_PATH", "--effort EFFORT", "--max-tokens N"),
+        ],
+        "line": [
+            *(f"%agent {name}" for name in ("turns", "toolbox", "panel", "connect", "export")),
+            *("branch [NAME]", "fork NAME [--at TURN]", "azure, vercel, local, ollama"),
+        ],
     }
     for words in wanted[kind]:
         assert words in told
@@ -302,7 +328,7 @@ def test_every_command_is_in_the_help(loaded):
     """No `%agent` command goes untold, and none is told that is not there."""
     told = loaded.find_line_magic("agent").__doc__
 
-    for name in AgentMagics._COMMANDS:
+    for name in COMMANDS:
         assert name in (None, "status") or name in told
 
 
@@ -406,6 +432,150 @@ def test_a_cell_that_does_not_fit_is_one_line(line, cell, why, loaded, script, a
     assert loaded.user_ns["said"] == "fine"
 
 
+@dataclasses.dataclass
+class Island:
+    name: str
+    birds: int
+
+
+FITS = '{"name": "Dream", "birds": 124}'
+
+
+def test_an_answer_in_a_shape_is_kept_as_its_value(loaded, script, ask):
+    """`--schema` asks for a type of the notebook, and `-o` keeps the object."""
+    transport = script({"text": FITS}, {"text": "So."})
+    loaded.user_ns["Isle"] = Island
+
+    ask("--schema Isle -o it")
+
+    told = sent(transport)["text"]["format"]
+    assert (told["type"], told["name"], told["strict"]) == ("json_schema", "Isle", True)
+    assert set(told["schema"]["properties"]) == {"name", "birds"}
+    assert loaded.user_ns["it"] == Island("Dream", 124)
+    ask("-o it")
+    assert "text" not in sent(transport)
+    assert loaded.user_ns["it"] == "So."
+
+
+def test_a_shape_may_be_any_type_that_has_a_name(loaded, script, ask):
+    """An annotation is given one by an assignment."""
+    script({"text": '{"value": [1, 2]}'})
+    loaded.user_ns["Numbers"] = list[int]
+
+    ask("--schema Numbers -o it")
+
+    assert loaded.user_ns["it"] == [1, 2]
+
+
+def test_an_answer_in_a_shape_is_shown_as_json(loaded, script, ask, monkeypatch):
+    """Without `-o` nothing is bound; in a kernel the answer is a fold of JSON."""
+    screen = CapturingDisplayPublisher(outputs=[])
+    monkeypatch.setattr(loaded, "display_pub", screen)
+    monkeypatch.setattr(loaded, "kernel", object(), raising=False)
+    loaded.user_ns["Island"] = Island
+    script({"text": FITS})
+    before = set(loaded.user_ns)
+
+    ask("--schema Island")
+
+    final = {shown["transient"]["display_id"]: shown["data"] for shown in screen.outputs}
+    answer = next(iter(final.values()))
+    assert "<summary>json</summary>" in answer["text/html"]
+    assert answer["text/plain"] == '{\n  "name": "Dream",\n  "birds": 124\n}'
+    assert set(loaded.user_ns) == before
+
+
+def test_pictures_are_shown_to_the_model(loaded, script, ask, tmp_path):
+    """`-i` takes variables and files, as often as it is said, behind the prompt."""
+    transport = script({"text": "a"}, {"text": "b"}, endpoint=SEEING)
+    image = Image.new("RGB", (2, 2))
+    path = tmp_path / "two words.gif"
+    image.save(path)
+    loaded.user_ns.update(red=image, held=path)
+
+    ask(f"-i red --image held -i '{path}'", "Look.")
+
+    said, *shown = transport.requests[-1].input.item["content"]
+    assert said == {"type": "input_text", "text": "Look."}
+    assert [part["type"] for part in shown] == ["input_image"] * 3
+    kinds = [part["image_url"].partition(";")[0] for part in shown]
+    assert kinds == ["data:image/png", "data:image/gif", "data:image/gif"]
+    ask("")
+    assert len(transport.requests[-1].input.item["content"]) == 1
+
+
+def test_a_variable_wins_over_a_file_of_its_name(loaded, script, ask, tmp_path, monkeypatch):
+    """A file is taken where there is no such variable."""
+    transport = script({"text": "a"}, {"text": "b"}, endpoint=SEEING)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (2, 2)).save("red", "gif")
+
+    ask("-i red")
+    loaded.user_ns["red"] = Image.new("RGB", (2, 2))
+    ask("-i red")
+
+    first, second = (
+        request.input.item["content"][1]["image_url"] for request in transport.requests
+    )
+    assert first.startswith("data:image/gif")
+    assert second.startswith("data:image/png")
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "wanted"),
+    [
+        ("--effort high", "reasoning", {"effort": "high"}),
+        ("--max-tokens 300", "max_output_tokens", 300),
+    ],
+)
+def test_effort_and_length_are_the_cells(line, field, wanted, script, ask):
+    """They hold for their cell only."""
+    transport = script({"text": "a"}, {"text": "b"})
+
+    ask(line)
+    asked = sent(transport)[field]
+    ask("")
+
+    assert asked == wanted if field != "reasoning" else asked["effort"] == "high"
+    assert field not in sent(transport)
+    assert sessions.session().settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("--schema Nothing", "there is no type 'Nothing' for --schema"),
+        ("--schema number", "a value of type int is no type"),
+        ("--schema frame", "a value of type DataFrame is no type"),
+        ("--schema pd.DataFrame", "there is no type"),
+        ("--schema", "expected one argument"),
+        ("-i nothing", "there is no variable and no file 'nothing' for --image"),
+        ("-i nothing.png", "no picture at 'nothing.png'"),
+        ("-i number", "a value of type int is no picture"),
+        ("-i frame", "a value of type DataFrame is no picture"),
+        ("-i", "expected one argument"),
+        ("--max-tokens many", "many"),
+        ("--max-tokens 0", "max_output_tokens"),
+        ("-b 'two words'", "two words"),
+        ("--branch ''", ""),
+    ],
+)
+def test_an_option_that_does_not_fit_is_one_line(line, why, loaded, script, ask):
+    """The error is one line that can be caught, nothing was sent, and the next cell works."""
+    transport = script({"text": "fine"})
+    loaded.user_ns.update(number=3, frame=pd.DataFrame({"a": [1]}))
+
+    with pytest.raises(UsageError) as raised:
+        ask(f"{line} -o said")
+
+    assert why in str(raised.value)
+    assert len(raised.value._render_traceback_()) == 1
+    assert transport.requests == []
+    assert "said" not in loaded.user_ns
+    ask("-o said")
+    assert loaded.user_ns["said"] == "fine"
+
+
 def test_a_failed_cell_leaves_its_variable_alone(loaded, script, ask):
     """`-o` binds nothing when there is no answer."""
     script({"error": {"status": 500}})
@@ -431,6 +601,19 @@ def test_in_a_kernel_a_cell_is_shown_in_displays(loaded, script, ask, monkeypatc
     assert "<strong>42</strong>" in answer["text/html"]
     assert "<b>1</b> turn " in table["text/html"]
     assert set(answer) == set(table) == {"text/html", "text/plain"}
+
+
+def test_a_cell_that_never_ran_shows_only_its_error(loaded, script, ask, monkeypatch):
+    """What a session refuses leaves no empty displays above the line that says why."""
+    screen = CapturingDisplayPublisher(outputs=[])
+    monkeypatch.setattr(loaded, "display_pub", screen)
+    monkeypatch.setattr(loaded, "kernel", object(), raising=False)
+    script()
+
+    with pytest.raises(UsageError):
+        ask("-b 'two words'")
+
+    assert screen.outputs == []
 
 
 def test_in_a_terminal_a_cell_is_printed(script, ask, capsys):
@@ -501,7 +684,7 @@ def test_status_says_where_the_session_stands(line, script, ask, tell, capsys):
     assert tell(line) is None
 
     told = dict(row.split(maxsplit=1) for row in capsys.readouterr().out.splitlines())
-    assert list(told) == ["endpoint", "model", "connection", "mode", "said", "turns"]
+    assert list(told) == ["endpoint", "model", "connection", "mode", "branch", "said", "turns"]
     assert told["connection"] == "scripted (1 turns)"
     assert told["mode"] == "ask"
     assert told["turns"].startswith("1 in 1 cells")
@@ -629,6 +812,64 @@ def test_reset_begins_anew_and_keeps_the_records(script, ask, tell):
     assert len(tell("turns")) == 2
 
 
+def test_a_branch_is_the_cells_or_the_sessions(script, ask, tell, capsys):
+    """`-b` holds for its cell; `%agent branch NAME` switches, without a name it lists."""
+    script({"text": "a"}, {"text": "b"}, {"text": "c"})
+    ask("", "one")
+    ask("-b idea", "two")
+    capsys.readouterr()
+
+    tell("branch")
+    assert capsys.readouterr().out == "* main\n  idea\n"
+    assert tell("branch idea") is None
+    tell("branch")
+
+    assert capsys.readouterr().out == "  main\n* idea\n"
+    assert sessions.session().branch == "idea"
+
+
+@pytest.mark.parametrize("at", ["", " --at 1"])
+def test_a_fork_is_a_branch_that_begins_at_a_turn(at, script, ask, tell, capsys):
+    """`%agent fork` says how to go on there, and goes nowhere itself."""
+    script({"text": "a"}, {"text": "b"})
+    ask("", "one")
+    ask("", "two")
+    capsys.readouterr()
+
+    tell(f"fork idea{at}")
+    told = capsys.readouterr().out
+    tell("branch")
+
+    assert "%agent branch idea" in told
+    assert capsys.readouterr().out == "* main\n  idea\n"
+
+
+def test_compacting_is_told_in_a_line(tell, capsys, monkeypatch, served):
+    """`%agent compact` says how many items there were, and how many there are."""
+    session = Session(served([{"text": "a"}, {"text": "b"}]))
+    monkeypatch.setattr(sessions, "_session", session)
+    session.run("one")
+    session.run("two")
+
+    tell("compact")
+    session.close()
+
+    before, after = re.findall(r"\d+", capsys.readouterr().out)
+    assert before == "4"
+    assert f"said        {after} items" in session.describe()
+
+
+@pytest.mark.parametrize("way", ["websocket", "http", "auto"])
+def test_transport_is_set(way, script, tell, capsys):
+    """`%agent transport` chooses the way, and may be said again."""
+    script()
+
+    tell(f"transport {way}")
+
+    assert sessions.session().settings.transport == way
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(("mode", "says"), [("read", ""), ("ask", ""), ("auto", "without asking")])
 def test_mode_is_set_and_auto_is_said(mode, says, script, tell, capsys):
     """`mode auto` comes with a warning."""
@@ -672,6 +913,15 @@ def test_export_writes_a_file_and_says_which(line, name, script, ask, tell, caps
         ("turns please", "please"),
         ("mode", "mode"),
         ("mode always", "always"),
+        ("transport", "transport"),
+        ("transport pigeon", "pigeon"),
+        ("branch 'two words'", "two words"),
+        ("fork", "name"),
+        ("fork 'two words'", "two words"),
+        ("fork idea --at noon", "noon"),
+        ("fork idea --at 99", "99"),
+        ("compact it", "it"),
+        ("compact", "nothing was said"),
         ("connect", "endpoint"),
         ("connect ftp://x", "ftp"),
         ("connect local -x", "-x"),

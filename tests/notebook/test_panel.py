@@ -145,12 +145,15 @@ def test_totals_count_each_turn_once(clock):
         assert "<td>2,475<" in panel.widget.value
 
 
-def test_a_turn_that_never_ended_does_not_stop_the_count(clock):
-    """A turn that still says running when the next one began is counted as it is."""
+def test_a_turn_that_runs_on_does_not_stop_the_count(clock):
+    """Turns of another branch end before it and are counted; it is, when it ended."""
     recorder, panel = panel_of(1, clock)
     recorder.turns += [turn(2, status="running"), turn(3)]
-    panel.refresh()
+    panel.refresh(force=True)
+    assert "<b>2</b> turns" in panel.widget.value
 
+    recorder.turns[1].status = "failed"
+    panel.refresh(force=True)
     assert "<b>3</b> turns" in panel.widget.value
     assert "2 of 3" in panel.widget.value
 

@@ -1,0 +1,145 @@
+"""The parts that a cell's answer is made of, each as HTML and as plain text.
+
+Rule 1: nothing that a model or a tool said leaves here but through `rendering`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from ipy_agent import rendering
+from ipy_agent.agent.tools import bounded
+from ipy_agent.protocol.items import Item, is_call
+from ipy_agent.rendering import Growing
+from ipy_agent.trace import ToolBegan, ToolEnded
+
+__all__ = ["SHOWN", "Call", "Document", "Part", "Remark", "Thoughts", "kinds", "source", "summary"]
+
+SHOWN = 4_000
+"""How many characters of a tool's output a user is shown."""
+
+
+class Part(Protocol):
+    """One thing on the screen."""
+
+    def html(self) -> str: ...
+    def plain(self) -> str: ...
+
+
+class Call:
+    """A tool call: its code while it runs, its output when it ended. `kind` is its item's type."""
+
+    def __init__(self, began: ToolBegan, kind: str | None) -> None:
+        self.began = began
+        self.ended: ToolEnded | None = None
+        self._said, self._language = source(began, kind)
+
+    def html(self) -> str:
+        body = rendering.code(self._said, self._language)
+        if self.ended is not None:
+            body += rendering.code(bounded(self.ended.output, SHOWN))
+        return rendering.fold(self._title(), body, open=self.ended is None)
+
+    def plain(self) -> str:
+        said = [f"[{self._title()}]", self._said]
+        if self.ended is not None:
+            said.append(f"-> {bounded(self.ended.output, SHOWN)}")
+        return rendering.plain("\n".join(said))
+
+    def _title(self) -> str:
+        if self.ended is None:
+            return f"{self.began.name} …"
+        took, status = self.ended.duration_ms, self.ended.status
+        return self.began.name + "".join(
+            (
+                "" if took is None else f" · {took:,.0f} ms",
+                "" if status == "completed" else f" · {status}",
+            )
+        )
+
+
+class Thoughts:
+    """The summary of a model's thoughts, folded: who wants to know unfolds it."""
+
+    def __init__(self, text: str = "") -> None:
+        self._said = Growing(text)
+        self._section: int | None = None
+
+    @property
+    def text(self) -> str:
+        """All that arrived; an empty line is between two sections."""
+        return self._said.text
+
+    def add(self, piece: str, section: int) -> None:
+        """Append a piece of a section."""
+        if self._section not in (None, section):
+            self._said.add("\n\n")
+        self._section = section
+        self._said.add(piece)
+
+    def html(self) -> str:
+        return rendering.fold("thoughts", self._said.html())
+
+    def plain(self) -> str:
+        return f"[thoughts] {self._said.plain()}"
+
+
+class Document(Growing):
+    """An answer that was asked for as JSON: laid out when it is whole, and open to be folded.
+
+    What turns out to be something else is shown as any answer.
+    """
+
+    def html(self) -> str:
+        if not self._is_json():
+            return super().html()
+        return rendering.fold("json", rendering.code(self._tidy(), "json"), open=True)
+
+    def plain(self) -> str:
+        return rendering.plain(self._tidy()) if self._is_json() else super().plain()
+
+    def _is_json(self) -> bool:
+        return self.text.lstrip().startswith("{")
+
+    def _tidy(self) -> str:
+        try:
+            return msgspec.json.format(self.text, indent=2)
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            return self.text
+
+
+class Remark:
+    """A line of ours that stays, such as which way the answer came."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def html(self) -> str:
+        return f'<div style="font-size:85%;opacity:.7">{rendering.escape(self.text)}</div>'
+
+    def plain(self) -> str:
+        return rendering.plain(self.text)
+
+
+def source(began: ToolBegan, kind: str | None) -> tuple[str, str]:
+    """Return what a tool is called with, and its language: a custom tool's text as it is."""
+    if kind == "custom_tool_call":
+        return began.arguments, ""
+    return rendering.source(began.name, began.arguments)
+
+
+def kinds(items: Iterable[Item]) -> dict[str, str]:
+    """Return the types of the calls among `items`, by their ids."""
+    return {
+        str(item["call_id"]): item["type"] for item in items if is_call(item) and "call_id" in item
+    }
+
+
+def summary(item: Item) -> str:
+    """Return the text of a reasoning item's summary; nothing, if it has none."""
+    told = item.get("summary")
+    sections = [part for part in told if isinstance(part, dict)] if isinstance(told, list) else []
+    return "\n\n".join(str(section.get("text") or "") for section in sections)

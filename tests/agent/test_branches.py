@@ -1,0 +1,123 @@
+"""Branches: what they share, what they are called, and who has one."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ipy_agent.agent.branches import Branches
+from ipy_agent.errors import UsageError
+from ipy_agent.protocol.items import EMPTY, text, user
+
+SECONDS = 20
+
+
+def said(branches, name):
+    return [text(item) for item in branches.conversation(name).items]
+
+
+def test_a_branch_shares_what_was_said_and_goes_its_own_way():
+    """What is said on one is not said on the other; the shared part is the very same."""
+    branches = Branches()
+    branches.conversation("main").add([user("one")])
+    branches.fork("idea")
+    branches.conversation("idea").add([user("two")])
+
+    assert branches.names == ("main", "idea")
+    assert (said(branches, "main"), said(branches, "idea")) == (["one"], ["one", "two"])
+    shared = branches.conversation("idea").items.parent
+    assert shared is branches.conversation("main").items
+
+
+def test_a_new_name_forks_where_one_stands():
+    """A name that is not there yet becomes a branch of the current one; no name is that one."""
+    branches = Branches()
+    branches.conversation("main").add([user("one")])
+    branches.switch("a")
+    branches.conversation("a").add([user("two")])
+
+    assert branches.named("b") == "b"
+    assert said(branches, "b") == ["one", "two"]
+    assert branches.named(None) == branches.current == "a"
+    assert branches.named("main") == "main"
+
+
+def test_a_branch_may_begin_with_what_was_said_earlier():
+    """A fork from a turn has what was said by then."""
+    branches = Branches()
+    earlier = EMPTY.extend([user("one")])
+    branches.conversation("main").add([user("one"), user("two")])
+    branches.fork("idea", earlier)
+
+    assert said(branches, "idea") == ["one"]
+
+
+def test_lanes_are_named_like_their_branches():
+    """The main branch has the default lane, which has no name."""
+    branches = Branches()
+    branches.fork("idea.2")
+
+    assert branches.conversation("main").stream_id is None
+    assert branches.conversation("idea.2").stream_id == "idea.2"
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a/b", "ä", "x" * 257, "new\nline", "$`x`"])
+def test_a_name_that_no_lane_can_have_is_refused(name):
+    """The error says what a name is; nothing is made."""
+    branches = Branches()
+    for act in (branches.fork, branches.switch, branches.named):
+        with pytest.raises(UsageError, match="no name for a branch") as failure:
+            act(name)
+        assert len(str(failure.value)) < 300
+
+    assert branches.names == ("main",)
+    assert branches.current == "main"
+
+
+def test_a_name_is_taken_once():
+    """A fork never replaces what was said on another branch."""
+    branches = Branches()
+    with pytest.raises(UsageError, match="there is a branch 'main'"):
+        branches.fork("main")
+
+
+def test_a_branch_has_one_run_at_a_time_and_two_branches_have_two():
+    """Another thread waits for the same branch, and not for another one."""
+    branches, order = Branches(), []
+    branches.fork("idea")
+
+    def run_on(name, ready):
+        with branches.alone_on(name):
+            order.append(name)
+            ready.set()
+
+    same, other = threading.Event(), threading.Event()
+    with branches.alone_on("main"):
+        threads = [
+            threading.Thread(target=run_on, args=("main", same)),
+            threading.Thread(target=run_on, args=("idea", other)),
+        ]
+        for thread in threads:
+            thread.start()
+        assert other.wait(SECONDS)
+        assert not same.is_set()
+        order.append("out")
+    for thread in threads:
+        thread.join(SECONDS)
+    assert order == ["idea", "out", "main"]
+
+
+def test_who_has_a_run_gets_no_second_one():
+    """A tool that asks the agent that called it is refused, on any branch."""
+    branches = Branches()
+    branches.fork("idea")
+    with branches.alone_on("main"):
+        for enter in (lambda: branches.alone_on("idea"), branches.all_at_rest):
+            with pytest.raises(UsageError, match="within a tool"), enter():
+                pass
+
+    with branches.alone_on("idea"), pytest.raises(UsageError):
+        branches.alone_on("main").__enter__()
+    with branches.all_at_rest():
+        pass
