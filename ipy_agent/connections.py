@@ -3,16 +3,19 @@
 Made at no cost: the thread comes with the first run, a socket with the first turn. When the
 session is closed, forgotten, or the process ends, all of them say goodbye.
 
-Rule: a forked child has neither the thread nor the right to the sockets.
+Rule 1: a forked child has neither the thread nor the right to the sockets.
+Rule 2: several threads may come at once, each with a branch of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 
 from ipy_agent.background import Background
 from ipy_agent.endpoints import Endpoint
+from ipy_agent.errors import UsageError
 from ipy_agent.settings import Way
 from ipy_agent.transport import Transport
 from ipy_agent.transport.auto import AutoTransport
@@ -34,18 +37,25 @@ class Connections:
     def __init__(self) -> None:
         self._background: Background | None = None
         self._transports: dict[_Key, Transport] = {}
+        self._making = threading.Lock()
 
     def to(self, endpoint: Endpoint, way: Way) -> Transport:
         """Return the transport to an endpoint, made if it is new."""
         key = endpoint, way
-        if key not in self._transports:
-            self._transports[key] = _WAYS[way](endpoint)
-        return self._transports[key]
+        with self._making:
+            if key not in self._transports:
+                self._transports[key] = _WAYS[way](endpoint)
+            return self._transports[key]
 
-    def over_http(self, endpoint: Endpoint) -> HttpTransport:
-        """Return the HTTP transport to an endpoint, for what only HTTP can do."""
+    def compacting(self, endpoint: Endpoint) -> HttpTransport:
+        """Return the transport that compacts conversations: over HTTP, whatever the setting.
+
+        Raises:
+            UsageError: there is a transport of the user's own, and it cannot.
+        """
         found = self.to(endpoint, "http")
-        assert isinstance(found, HttpTransport)  # noqa: S101 (nothing else is made for "http")
+        if not isinstance(found, HttpTransport):
+            raise UsageError(f"a {type(found).__name__} cannot compact: start over instead")
         return found
 
     def use(self, transport: Transport, endpoint: Endpoint) -> None:
@@ -55,10 +65,11 @@ class Connections:
     @property
     def loop(self) -> Background:
         """The loop, begun if it was not yet."""
-        if self._background is None:
-            self._background = Background()
-            self._goodbye = weakref.finalize(self, _say_goodbye, self._background, self._transports)
-        return self._background
+        with self._making:
+            if self._background is None:
+                made = self._background = Background()
+                self._goodbye = weakref.finalize(self, _say_goodbye, made, self._transports)
+            return self._background
 
     def check(self) -> None:
         """Raise `UsageError` in a forked child."""

@@ -238,7 +238,7 @@ class Session:
             async def begin(perform: Perform, hear: Hear) -> Said:
                 if due is not None and (said.tokens or 0) >= due:
                     hear(Notice(text="compacting the conversation"))
-                    await compacted(said, ask.fields, self._connections.over_http(target))
+                    await compacted(said, ask.fields, self._connections.compacting(target))
                 return await answer(ask, said, way, perform, hear)
 
             number = len(self.records.cells) + 1
@@ -278,7 +278,7 @@ class Session:
             if not said.items.length:
                 raise UsageError("nothing was said yet on this branch: there is nothing to compact")
             before = said.items.length
-            fields, way = self._fields_now(), self._connections.over_http(self._endpoint)
+            fields, way = self._fields_now(), self._connections.compacting(self._endpoint)
             self._attend(lambda _, __: compacted(said, fields, way), front)
             return before, said.items.length
 
@@ -440,7 +440,7 @@ _ENCRYPTED = ["reasoning.encrypted_content"]
 
 
 def _pictures(images: Sequence[Any], target: Endpoint) -> list[Item]:
-    if images and not target.images:
+    if images and target.images is False:
         raise UsageError(
             f"the models of {target.name} take no pictures here: leave them out, "
             "or choose another endpoint"

@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from ipy_agent import __version__
 from ipy_agent.cli import main
@@ -95,6 +96,9 @@ def serving(environment, *more):
         ["serve", "--slots", "-1"],
         ["serve", "--idle-exit", "0"],
         ["serve", "--idle-exit", "nan"],
+        ["serve", "--connection-limit", "0"],
+        ["serve", "--connection-limit", "-1"],
+        ["serve", "--connection-limit", "long"],
         ["model"],
         ["model", "fly"],
         ["--fly"],
@@ -208,6 +212,18 @@ def test_serve_prints_one_line_and_answers(environment, tmp_path, number):
     assert [model["id"] for model in models["data"]] == ["scripted"]
     assert (out, errors) == ("", "")
     assert process.returncode == 0
+
+
+def test_serve_ends_a_connection_that_is_old(environment):
+    """As old as `--connection-limit` says: its client hears why, and that it was in order."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with serving(environment, "--connection-limit", "0.1") as (_, line):
+        url = line.removeprefix("listening on http").strip()
+        with connect(f"ws{url}/responses", additional_headers=headers, proxy=None) as client:
+            said = [json.loads(frame) for frame in client]
+
+    assert [frame["error"]["code"] for frame in said] == ["websocket_connection_limit_reached"]
+    assert client.close_code == 1000
 
 
 def test_serve_takes_the_port_that_is_named(environment, unused_port):

@@ -13,6 +13,7 @@ from ipy_agent.errors import AgentError, ConnectionLost, MissingExtra, ResponseF
 
 CODES = {
     "AgentError": "agent_error",
+    "AnswerMisfit": "answer_misfit",
     "AuthenticationFailed": "authentication_failed",
     "BudgetExceeded": "budget_exceeded",
     "ConnectionFailed": "connection_failed",
@@ -30,6 +31,7 @@ CODES = {
     "UsageError": "usage",
 }
 MADE = {
+    "AnswerMisfit": lambda: errors.AnswerMisfit("no", text="{"),
     "ConnectionLost": lambda: ConnectionLost("lost", sent=True, close_code=1006),
     "MissingExtra": lambda: MissingExtra("the embedded server", "local"),
     "ResponseFailed": lambda: ResponseFailed("no", code="slow_down", status=429, retry_after=3.0),

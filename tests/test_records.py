@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from ipy_agent import records
 from ipy_agent.protocol.events import (
@@ -368,3 +369,79 @@ def test_a_turn_is_the_same_work_at_any_length():
     assert costs[1] > len(stream)
     assert costs[199] == costs[1]
     assert len(rows.recorder.messages) == 400
+
+
+# why the cache missed
+
+
+def why(*, sent=SENT, minimum=0, cached=0, asked=2_000, diagnosis=UNSET):
+    usage = Usage.of(input_tokens=asked, cached_tokens=cached, output_tokens=1)
+    if cached is None:
+        usage = Usage(input_tokens=asked)
+    told = Told().tell(
+        RunBegan(prompt="p", endpoint="here", cache_minimum=minimum), TurnBegan(model="m"), sent
+    )
+    told.tell(completed(usage=usage, prompt_cache_diagnostics=diagnosis))
+    return told.turn.cache_miss
+
+
+RESENT = msgspec.structs.replace(SENT, resent="tools_changed")
+MISS = {"type": "cache_miss", "reason": "input_changed", "cache_missed_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({}, None),
+        ({"sent": RESENT}, "tools_changed"),
+        ({"sent": RESENT, "cached": 100}, None),
+        ({"sent": RESENT, "cached": None}, None),
+        ({"sent": RESENT, "asked": 0}, None),
+        ({"sent": RESENT, "minimum": 1_024}, "tools_changed"),
+        ({"sent": RESENT, "minimum": 4_096}, "below_minimum"),
+        ({"minimum": 4_096}, "below_minimum"),
+        ({"minimum": 4_096, "cached": 1}, None),
+        ({"sent": RESENT, "diagnosis": MISS}, "input_changed"),
+        ({"cached": 100, "diagnosis": MISS}, "input_changed"),
+        ({"sent": RESENT, "diagnosis": {"type": "cache_hit"}}, None),
+        ({"sent": RESENT, "diagnosis": {"type": "unavailable"}}, "tools_changed"),
+        ({"sent": RESENT, "diagnosis": {"type": "comparison_response_not_found"}}, "tools_changed"),
+        ({"sent": RESENT, "diagnosis": None}, "tools_changed"),
+        ({"sent": RESENT, "diagnosis": ["nonsense"]}, "tools_changed"),
+    ],
+)
+def test_why_the_cache_missed(about, reason):
+    """The endpoint's word counts first, then what the client knows; nobody knows, so NA."""
+    assert why(**about) == reason
+
+
+def test_runs_on_two_branches_have_rows_of_their_own():
+    """Each listener fills the rows of its run, however the streams are mixed."""
+    records = Recorder()
+    one, two = records.listener(), records.listener()
+    for hear, branch in ((one, "a"), (two, "b")):
+        hear(RunBegan(prompt=branch, endpoint="here", branch=branch))
+        hear(TurnBegan(model="m"))
+    two(ResponseCompleted(response=Response(id="resp_b")))
+    one(ResponseCompleted(response=Response(id="resp_a")))
+    two(ItemsAdded(items=[MESSAGE]))
+    two(TurnEnded(status="completed"))
+    one(TurnEnded(status="interrupted"))
+    one(RunEnded(status="interrupted"))
+
+    rows = [(row.branch, row.response_id, row.status) for row in records.turns]
+    assert rows == [("a", "resp_a", "interrupted"), ("b", "resp_b", "completed")]
+    assert [(cell.branch, cell.status) for cell in records.cells] == [
+        ("a", "interrupted"),
+        ("b", "running"),
+    ]
+    assert [(row.cell, row.turn, row.branch) for row in records.messages] == [(2, 2, "b")]
+
+
+def test_what_a_turn_sent_twice_counts_twice():
+    """A resend stays in its turn's row, and so do its bytes."""
+    again = msgspec.structs.replace(SENT, sent_bytes=40, attempt=1)
+    told = Told().tell(RunBegan(prompt="p", endpoint="local"), TurnBegan(model="m"), SENT, again)
+
+    assert told.turn.sent_bytes == SENT.sent_bytes + 40
+    assert told.turn.retries == 1

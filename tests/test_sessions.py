@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import subprocess
@@ -14,13 +15,14 @@ import ipy_agent
 from ipy_agent import sessions
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS
-from ipy_agent.endpoints import Endpoint
+from ipy_agent.endpoints import Endpoint, Limits
 from ipy_agent.errors import (
     AgentError,
     AuthenticationFailed,
     ConnectionFailed,
     ConnectionLost,
     Interrupted,
+    MessageTooBig,
     ResponseFailed,
     ToolError,
     UsageError,
@@ -33,6 +35,14 @@ from ipy_agent.trace import RequestSent
 from ipy_agent.transport.scripted import ScriptedTransport
 
 SECONDS = 20
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int
+
+
 CALL = {"tool_calls": [{"name": "act"}]}
 
 
@@ -565,6 +575,215 @@ def test_a_session_of_the_process_is_made_once(monkeypatch):
     assert session is ipy_agent.session()
     assert session.mode == "auto"
     assert session.endpoint.url == "http://127.0.0.1:1/v1"
+
+
+# branches
+
+
+def test_a_branch_is_a_lane_of_the_same_connection(new, served):
+    """It shares what was said: only the new prompt travels, and the main branch goes on."""
+    endpoint = dataclasses.replace(served([]), limits=Limits(lanes=32, keeps_all=True))
+    session = new(endpoint)
+    session.run("one")
+    session.run("idea", branch="b")
+    session.run("two")
+
+    turns = session.turns
+    assert list(turns["branch"]) == ["main", "b", "main"]
+    assert list(turns["connection"]) == [1, 1, 1]
+    assert list(turns["sent_items"]) == [1, 1, 1]
+    assert list(turns["held_items"]) == [0, 2, 2]
+    assert session.branches == ("main", "b")
+    assert session.branch == "main"
+    assert "branch      main of 2" in session.describe()
+
+
+def test_a_fork_begins_where_a_turn_ended(new, served):
+    """By the turn's number; what came after it is not part of the branch, nor sent again."""
+    session = new(dataclasses.replace(served([]), limits=Limits(lanes=32, keeps_all=True)))
+    for prompt in ("one", "two", "three"):
+        session.run(prompt)
+    session.fork("early", at=1)
+    session.branch = "early"
+    session.run("else")
+
+    row = session.turns.iloc[3]
+    assert (row["branch"], row["sent_items"], row["held_items"]) == ("early", 1, 2)
+    assert row["previous_response_id"] == session.turns["response_id"][0]
+    said = session._branches.conversation("early").items
+    assert [text(item) for item in said] == ["one", "one", "else", "else"]
+
+
+@pytest.mark.parametrize("at", [0, -1, 3])
+def test_a_fork_needs_a_turn_that_was_answered(scripted, at):
+    """A number that no turn has, and a turn that failed, are said in one line."""
+    session = scripted([{"text": "1"}, {"error": {}}])
+    session.run("one")
+    with pytest.raises(ResponseFailed):
+        session.run("two")
+
+    for turn in (at, 2):
+        with pytest.raises(UsageError, match=rf"turn {turn} has no answer"):
+            session.fork("b", at=turn)
+    assert session.branches == ("main",)
+
+
+@pytest.mark.parametrize("name", ["", "two words", "x" * 257])
+def test_a_run_on_a_branch_that_cannot_be_sends_nothing(scripted, name):
+    """An invalid name is refused before anything happens."""
+    session = scripted()
+    with pytest.raises(UsageError, match="no name for a branch"):
+        session.run("one", branch=name)
+    assert len(session.turns) == 0
+
+
+def test_two_branches_have_turns_at_the_same_time(new, peer):
+    """Two threads, one socket: the second is answered while the first still waits."""
+
+    def on(lane, name):
+        return {**completed(name), "stream_id": lane}
+
+    other = peer([[completed("m1")], [], [on("b", "b1"), on("a", "a1")]])
+    session = new(dataclasses.replace(other.endpoint(), limits=Limits(lanes=32)))
+    session.run("one")
+    first = threading.Thread(target=session.run, args=("x",), kwargs={"branch": "a"})
+    first.start()
+    while len(other.seen[0].raw) < 2:
+        pass
+    session.run("y", branch="b")
+    first.join(SECONDS)
+
+    assert sorted(session.turns["branch"][1:]) == ["a", "b"]
+    assert set(session.turns["status"]) == {"completed"}
+    assert len(other.seen) == 1
+
+
+@pytest.mark.usefixtures("tools")
+def test_tools_of_two_branches_take_turns(new, served):
+    """What they print goes through one `sys.stdout`, so one runs at a time."""
+    inside, most = [], []
+
+    @ipy_agent.tool
+    def act() -> str:
+        """Act."""
+        inside.append(None)
+        most.append(len(inside))
+        threading.Event().wait(0.01)
+        inside.pop()
+        return "done"
+
+    session = new(served([CALL, CALL, CALL, CALL]), mode="auto")
+    threads = [
+        threading.Thread(target=session.run, args=("x",), kwargs={"branch": name})
+        for name in ("a", "b", "c", "d")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert most == [1, 1, 1, 1]
+
+
+def test_reset_leaves_one_empty_branch(scripted):
+    """The records stay."""
+    session = scripted()
+    session.run("one", branch="b")
+    session.branch = "b"
+    session.reset()
+
+    assert (session.branch, session.branches) == ("main", ("main",))
+    assert len(session.turns) == 1
+
+
+# options
+
+
+def test_what_a_reasoning_model_is_asked(new):
+    """Effort and summary, and its thoughts encrypted where the endpoint does not store them."""
+    endpoint = dataclasses.replace(Endpoint.named("http://127.0.0.1:1/v1"), reasoning=True)
+    session = new(endpoint, transport=ScriptedTransport(), effort="low", summary="auto")
+    session.run("one", max_output_tokens=99)
+    session.store = True
+    session.run("two", effort="high")
+    session.run("three")
+
+    one, two, three = sent(session)
+    assert one["reasoning"] == {"effort": "low", "summary": "auto"}
+    assert one["include"] == ["reasoning.encrypted_content"]
+    assert one["max_output_tokens"] == 99
+    assert two["reasoning"]["effort"] == "high"
+    assert "include" not in two
+    assert three["reasoning"]["effort"] == "low"
+    assert "max_output_tokens" not in three
+
+
+def test_encrypted_thoughts_come_along_when_all_is_sent_again(new, peer):
+    """On a new connection the reasoning items travel as they came."""
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}
+    first = completed("r1")
+    first["response"]["output"] = [thought]
+    other = peer([[first]], [[completed("r2")]])
+    session = new(other.endpoint())
+    session.run("one")
+    session.disconnect()
+    session.run("two")
+
+    assert other.seen[1].frames[0]["input"][1] == thought
+
+
+def test_an_answer_of_a_type(scripted):
+    """The request says what it has to be; the answer's value is one."""
+    session = scripted([{"text": '{"x": 1, "y": 2}'}])
+    answer = session.run("where?", schema=Point)
+
+    assert answer.value == Point(1, 2)
+    assert answer.text == '{"x": 1, "y": 2}'
+    (fields,) = sent(session)
+    assert fields["text"]["format"]["name"] == "Point"
+    assert fields["text"]["format"]["strict"] is True
+
+
+def test_a_schema_that_is_none(scripted):
+    """A value is no type: said in one line, before anything is sent."""
+    session = scripted()
+    with pytest.raises(UsageError):
+        session.run("where?", schema=object())
+    assert len(session.turns) == 0
+
+
+def test_a_picture_travels_in_the_prompt(scripted, tmp_path):
+    """From a path; an endpoint that is known to take none is not asked."""
+    png = tmp_path / "dot.png"
+    png.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    session = scripted(endpoint="http://127.0.0.1:1/v1")
+    session.run("what is it?", images=[png])
+    with pytest.raises(UsageError, match="take no pictures"):
+        session.run("and here?", images=[png], endpoint="local")
+
+    said = session._branches.conversation("main").items
+    assert said.since(0)[0]["content"][1]["type"] == "input_image"
+
+
+def test_a_picture_too_large_for_a_frame_is_not_sent(new, peer, tmp_path):
+    """Both sizes are told before anything leaves, and the conversation is as it was."""
+    png = tmp_path / "large.png"
+    png.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(9_000))
+    other = peer([[completed("r1")]])
+    session = new(dataclasses.replace(other.endpoint(), limits=Limits(frame_bytes=8_000)))
+    with pytest.raises(MessageTooBig, match=r"has 1\d,\d\d\d bytes .* takes 8,000"):
+        session.run("what is it?", images=[png])
+    session.run("never mind")
+
+    (frame,) = other.seen[0].frames
+    assert len(frame["input"]) == 1
+
+
+def test_an_endpoint_without_a_model_of_its_own_needs_one(new):
+    """The line says how to name it."""
+    session = new(dataclasses.replace(Endpoint.named("ollama")), transport=ScriptedTransport())
+    with pytest.raises(UsageError, match="-m MODEL"):
+        session.run("one")
+    assert session.run("one", model="llama").text == "one"
 
 
 # other processes
