@@ -125,12 +125,9 @@ class HttpTransport:
             (post,) = [found async for found in leaving if not isinstance(found, Notice)]
         try:
             await post.answered()
-            said = await self._refusal(post, route=False)
+            said = await self._refusal(post, compacting=True)
             if said is None:
                 return output(await post.whole())
-            if said.status in _NO_COMPACTION:
-                why = f": {said.reason.message}" if said.error else ""
-                raise UsageError(f"{self.endpoint.name} cannot compact (HTTP {said.status}{why})")
             raise _failed(said)
         finally:
             await post.close()
@@ -166,7 +163,7 @@ class HttpTransport:
             )
         kept = self._local
         while True:
-            address, self._local = kept, None
+            address = kept
             if address is None:
                 model = request.fields.values.get("model")
                 finding = addresses(self.endpoint, self._locate, model=model)
@@ -184,9 +181,10 @@ class HttpTransport:
                 await post.close()
                 if kept is None or not isinstance(error, ConnectionFailed):
                     raise
-                kept = None  # the local server has ended since: find or start another
+                kept = self._local = None  # it has ended since: find or start another
                 continue
-            self._local = None if self.endpoint.url else address
+            if not self.endpoint.url:
+                self._local = address
             yield post
             return
 
@@ -212,12 +210,13 @@ class HttpTransport:
             async for event in stream:
                 yield event
 
-    async def _refusal(self, post: Post, *, route: bool = True) -> Error | None:
-        """Return what an answer refuses, if it does; `route` says that its path must be there."""
+    async def _refusal(self, post: Post, *, compacting: bool = False) -> Error | None:
+        """Return what an answer refuses, if it does, unless an error of ours says it better."""
         status, name = post.status, self.endpoint.name
         if 200 <= status < 300:  # noqa: PLR2004 (HTTP's own numbers)
             return None
         if status == _UNAUTHORIZED:
+            self._local = None
             raise key_refused(self.endpoint)
         if status < 400:  # noqa: PLR2004
             place = post.headers.get("location", "").partition("?")[0] or "nowhere"
@@ -232,7 +231,11 @@ class HttpTransport:
                 "send less, or start over with `%agent reset`",
                 sent=True,
             )
-        if route and reason is None and status in _NO_ROUTE:
+        if compacting and status in _NO_COMPACTION:
+            words = " ".join((reason.message or "").split()) if reason else ""
+            why = f"HTTP {status}: {words}" if words else f"HTTP {status}"
+            raise UsageError(f"{name} cannot compact ({why})")
+        if reason is None and status in _NO_ROUTE:
             raise ConnectionFailed(
                 f"nothing at {self.endpoint.url or name} speaks the Responses API "
                 f"(HTTP {status}): check the address, or choose another with `%agent connect`"

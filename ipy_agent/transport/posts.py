@@ -111,7 +111,8 @@ class Post:
         self._endpoint = endpoint
         self._url = url
         self._seconds, self._idle = first, idle
-        self._until: float | None = asyncio.get_running_loop().time() + first
+        # Getting there has a deadline of its own; what is left is for a body that nobody reads.
+        self._until: float | None = asyncio.get_running_loop().time() + OPEN_SECONDS + first
         self._began = 0.0
         self._gone = asyncio.Event()
         self._sending: asyncio.Task[httpx2.Response]
@@ -139,6 +140,7 @@ class Post:
             TransportError: it cannot get there.
         """
         await self._within(self._gone.wait())
+        self._until = asyncio.get_running_loop().time() + self._seconds
         if self._sending.done():
             await self._within(self._sending)
 
@@ -181,8 +183,9 @@ class Post:
 
     async def close(self) -> None:
         """Let go: of the connection too, where anything is still to come on it."""
-        self._sending.cancel()
-        await asyncio.wait([self._sending])
+        if not self._sending.done():
+            self._sending.cancel()
+            await asyncio.wait([self._sending])
         if not self._sending.cancelled() and self._sending.exception() is None:
             await self._sending.result().aclose()
 
@@ -239,4 +242,4 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -66,6 +66,9 @@ class HttpPeer:
         return self._arrived.acquire(timeout=SECONDS)
 
     def stop(self):
+        """End, as a server does that nobody needs; once is enough."""
+        if not self._server.is_serving():
+            return
         self._thread.call(self._stop(), SECONDS)
         self._thread.stop()
 

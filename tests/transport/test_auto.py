@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 
 import pytest
@@ -218,7 +219,7 @@ def test_forbidden_over_http_alone_is_a_refusal(run, http_peer):
     assert events[-2].status == 403
 
 
-def test_a_later_refusal_leads_over_too_while_nothing_was_sent(run, peer, http_peer):
+def test_a_later_refusal_leads_over_too_while_nothing_was_sent(run, peer):
     """A gateway may take its WebSockets back between two turns."""
     other = peer([[completed("resp_1", "1"), ("close", 1001)]], 426)
 
@@ -226,16 +227,15 @@ def test_a_later_refusal_leads_over_too_while_nothing_was_sent(run, peer, http_p
         async with Talk(other.endpoint()) as talk:
             await talk.ask("one")
             await asyncio.to_thread(other.seen[0].close_code)
-            events = []
-            with pytest.raises(ConnectionFailed):
-                async for event in talk.transport.stream(
-                    Request(fields=FIELDS, input=talk.items.extend([user("two")]))
-                ):
-                    events.append(event)
-            return events
+            request = Request(fields=FIELDS, input=talk.items.extend([user("two")]))
+            stream = talk.transport.stream(request)
+            begun = [await anext(stream), await anext(stream)]
+            await stream.aclose()
+            return begun
 
-    # The peer has nothing but WebSockets: that the turn was posted is what it shows.
-    assert [type(event) for event in run(main())][:1] == [Notice]
+    notice, request = run(main())
+    assert isinstance(notice, Notice)
+    assert request.transport == "http"
 
 
 def test_a_turn_that_was_sent_is_not_sent_another_way(run, peer):
@@ -245,6 +245,22 @@ def test_a_turn_that_was_sent_is_not_sent_another_way(run, peer):
     with pytest.raises(ConnectionLost):
         asked(run, other.endpoint(), "one")
     assert len(other.seen) == 1
+
+
+def test_an_upgrade_that_is_refused_after_something_was_sent_ends_the_turn(run, peer):
+    """The turn has its row already; the one after it goes over HTTP."""
+    limit = {"code": "websocket_connection_limit_reached", "message": "no"}
+    other = peer([[{"type": "error", "status": 400, "error": limit}]], 426, 426)
+
+    async def main():
+        async with Talk(other.endpoint()) as talk:
+            with pytest.raises(UpgradeRefused):
+                await talk.ask("one")
+            request = Request(fields=FIELDS, input=talk.items)
+            async with contextlib.aclosing(talk.transport.stream(request)) as stream:
+                return await anext(stream)
+
+    assert run(main()).lasting
 
 
 def test_a_warm_up_needs_a_websocket(run, http_peer):

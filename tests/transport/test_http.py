@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gzip
 import json
 import ssl
 import subprocess
@@ -34,12 +35,13 @@ from ipy_agent.protocol.events import (
     ResponseIncomplete,
     TextDelta,
 )
-from ipy_agent.protocol.items import EMPTY, text, user
+from ipy_agent.protocol.items import EMPTY, calls, output_of, text, user
 from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import reply
 from ipy_agent.transport.connection import MAX_RESPONSE
 from ipy_agent.transport.http import HttpTransport
+from ipy_agent.transport.websocket import WebSocketTransport
 
 FIELDS = Fields({"model": "m", "instructions": "Be brief.", "store": False})
 STORED = Fields({"model": "m", "store": True})
@@ -192,10 +194,9 @@ def test_any_cut_of_the_bytes_gives_the_same_answer(run, http_peer):
 
 def test_what_follows_an_answer_does_not_cost_the_connection(run, http_peer):
     """The next turn has the same connection, and nothing of the turn before."""
-    other = http_peer(
-        [("stream", *answer("resp_1", "1"), *answer("resp_x", "x"), b"data: [DONE]\n\n")],
-        told("resp_2", "2"),
-    )
+    frames = [*answer("resp_1", "1"), *answer("resp_x", "x")]
+    body = b"".join(http_peer().event(frame) for frame in frames)
+    other = http_peer([("stream", body, body, b"data: [DONE]\n\n")], told("resp_2", "2"))
     first, second = asked(run, other.endpoint(), "one", "two")
 
     assert (said(first), said(second)) == ("1", "2")
@@ -228,6 +229,18 @@ def test_bytes_are_those_on_the_wire(run, http_peer):
     assert [sent(turn).sent_bytes for turn in turns] == [len(body) for body in bodies]
     assert [sent(turn).full_bytes for turn in turns] == [len(body) for body in whole]
     assert bodies[0] == whole[0]
+
+
+def test_an_answer_that_is_squeezed_all_the_same_is_read(run, http_peer):
+    """Nobody asked for that, since it comes late; what it holds is what counts."""
+    body = b"".join(http_peer().event(frame) for frame in answer("resp_1", "1"))
+    head = http_peer().HEAD.replace(b"\r\n", b"\r\nContent-Encoding: gzip\r\n", 1)
+    other = http_peer([head, http_peer().chunk(gzip.compress(body)), b"0\r\n\r\n"])
+    (events,) = asked(run, other.endpoint())
+
+    assert other.seen[0].headers["accept-encoding"] == "identity"
+    assert said(events) == "1"
+    assert events[-1] == ResponseEnded(received_bytes=len(body))
 
 
 def test_a_lane_is_not_told_over_http(run, http_peer):
@@ -314,6 +327,15 @@ def test_a_parent_that_is_gone_in_a_stream_costs_one_resend(run, http_peer):
 
     assert said(second) == "2"
     assert not [event for event in second if isinstance(event, Error)]
+
+
+def test_a_parent_that_is_gone_is_not_asked_for_again(run, http_peer):
+    """Also where the resend came to nothing."""
+    other = http_peer(told("resp_1", "1"), NOT_FOUND, refusal(429), told("resp_2", "2"))
+    asked(run, storing(other), "one", "two", "three", fields=STORED)
+
+    assert "previous_response_id" not in other.seen[3].json
+    assert prompts(other.seen[3].json) == ["one", "1", "two", "three"]
 
 
 def test_there_is_no_second_resend(run, http_peer):
@@ -541,6 +563,21 @@ def test_a_key_never_follows_a_redirect(run, http_peer, monkeypatch, status):
     assert elsewhere.seen == []
 
 
+@pytest.mark.parametrize("status", [307, 401])
+def test_an_answer_that_nobody_reads_is_let_go(run, http_peer, status):
+    """What follows such a head keeps no connection."""
+    head = f"HTTP/1.1 {status} No\r\nContent-Length: 9\r\n\r\n".encode()
+    other = http_peer([head])
+
+    async def main():
+        async with Talk(other.endpoint()) as talk:
+            with pytest.raises((ConnectionFailed, AuthenticationFailed)):
+                await talk.ask("one")
+            return await asyncio.to_thread(other.seen[0].hung_up)
+
+    assert run(main())
+
+
 @pytest.mark.parametrize("status", [404, 405])
 @pytest.mark.parametrize("value", [{"detail": "Not Found"}, {}, {"error": None}, "no"])
 def test_nothing_there_speaks_the_responses_api(run, http_peer, status, value):
@@ -680,7 +717,9 @@ def test_the_request_is_told_before_its_answer_begins(run, http_peer):
         async with Talk(other.endpoint()) as talk:
             request = Request(fields=FIELDS, input=talk.items.extend([user("one")]))
             async with contextlib.aclosing(talk.transport.stream(request)) as stream:
-                return await anext(stream)
+                told = await anext(stream)
+                assert await asyncio.to_thread(other.heard)
+                return told
 
     assert run(main()).sent_bytes == len(other.seen[0].body)
     assert other.seen[0].hung_up()
@@ -834,27 +873,101 @@ def test_the_local_server_is_located_at_the_first_turn(run, http_peer):
     assert [one.headers["authorization"] for one in other.seen] == ["Bearer the-token"] * 2
 
 
-def test_a_local_server_that_has_ended_is_located_again(run, http_peer, unused_port):
+def test_a_local_server_that_has_ended_is_located_again(run, http_peer):
     """Nothing was sent to the one that is gone, so nobody hears of it."""
-    other = http_peer([*told("resp_1", "1"), ("close",)], told("resp_2", "2"))
-    places = [other.url, f"http://127.0.0.1:{unused_port}/v1", other.url]
+    old, new = http_peer(told("resp_1", "1")), http_peer(told("resp_2", "2"))
+    places = [old, new]
 
     async def locate(_, *, model):
-        return places.pop(0), model
+        return places.pop(0).url, model
 
     async def main():
         async with Talk(Endpoint.named("local"), locate=locate) as talk:
             first = await talk.ask("one")
-            talk.transport._local = msgspec.structs.replace(
-                talk.transport._local, http_url=f"http://127.0.0.1:{unused_port}/v1/responses"
-            )
+            await asyncio.to_thread(old.stop)
+            second = await talk.ask("two")
+            await asyncio.to_thread(new.stop)
+            places.append(old)
             with pytest.raises(ConnectionFailed):
-                await talk.ask("two")
-            return first, await talk.ask("two")
+                await talk.ask("three")
+            return first, second
 
     first, second = run(main())
     assert (said(first), said(second)) == ("1", "2")
     assert places == []
+
+
+def test_a_token_that_is_not_taken_is_asked_for_again(run, http_peer):
+    """Another server may have the place of the one that was found."""
+    other = http_peer(told("resp_1", "1"), refusal(401), told("resp_2", "2"))
+    tokens = ["old", "new"]
+
+    async def locate(_, *, model):
+        assert model == "m"
+        return other.url, tokens.pop(0)
+
+    async def main():
+        async with Talk(Endpoint.named("local"), locate=locate) as talk:
+            await talk.ask("one")
+            with pytest.raises(AuthenticationFailed):
+                await talk.ask("two")
+            return await talk.ask("two")
+
+    assert said(run(main())) == "2"
+    assert other.seen[2].headers["authorization"] == "Bearer new"
+
+
+# the embedded server
+
+
+def test_the_embedded_server_really_holds_what_is_not_sent(run, served):
+    """It reads all that was said in the turns before, where it was asked to store."""
+    endpoint = having(served([{"text": "a b c", "chunk_chars": 2}, {"text": "d"}]), stores=True)
+    first, second = asked(run, endpoint, "one two", "three", fields=STORED)
+
+    assert said(first) == "a b c"
+    assert sent(second).held_items == 2
+    assert second[-2].response.usage.input_tokens == 6
+
+
+def test_the_same_conversation_is_told_alike_over_a_websocket(run, served):
+    """Event by event, but for the names that a server gives."""
+    script = [
+        {"text": "one two", "chunk_chars": 3},
+        {"tool_calls": [{"name": "f", "arguments": {"x": 1}}]},
+        {"error": {"status": 429, "code": "slow_down", "retry_after": 3}},
+    ]
+
+    async def turns(transport):
+        items, told = EMPTY, []
+        for prompt in ("a", "b", "c"):
+            items = items.extend([user(prompt)])
+            request = Request(fields=FIELDS, input=items)
+            events = [event async for event in transport.stream(request)]
+            told += [shape(event) for event in events[1:-1]]
+            if isinstance(events[-2], TERMINAL):
+                output = events[-2].response.output
+                done = [output_of(call["call_id"], "7") for call in calls(output)]
+                items = items.extend([*output, *done])
+        await transport.aclose()
+        return told, [shape(item) for item in items]
+
+    def shape(told):
+        value = json.loads(msgspec.json.encode(told))
+        names = {"id", "item_id", "call_id", "created_at", "previous_response_id", "usage"}
+        return without(value, names | {"timings"})
+
+    def without(value, names):
+        if isinstance(value, dict):
+            return {name: without(one, names) for name, one in value.items() if name not in names}
+        return [without(one, names) for one in value] if isinstance(value, list) else value
+
+    by_http, by_socket = (
+        run(turns(way(served(script)))) for way in (HttpTransport, WebSocketTransport)
+    )
+    assert by_http == by_socket
+    assert len(by_http[1]) == 6
+    assert by_http[0][-1]["status"] == 429
 
 
 # compaction
@@ -897,10 +1010,10 @@ def test_the_path_of_compaction_stands_before_a_query(run, http_peer):
 @pytest.mark.parametrize("status", [404, 405, 501])
 def test_an_endpoint_that_cannot_compact(run, http_peer, status):
     """One line says so, with the endpoint's own words where it has any."""
-    other = http_peer([("json", status, {})], refusal(status, message="Invalid URL"))
+    other = http_peer([("json", status, {})], refusal(status, message="Invalid\nURL"))
     endpoint = other.endpoint()
 
-    with pytest.raises(UsageError, match=rf"{endpoint.name} cannot compact \(HTTP {status}\b"):
+    with pytest.raises(UsageError, match=rf"{endpoint.name} cannot compact \(HTTP {status}\)"):
         compacted(run, other)
     with pytest.raises(UsageError, match=rf"HTTP {status}: Invalid URL\)"):
         compacted(run, other)
@@ -969,6 +1082,7 @@ def test_a_transport_that_was_made_has_loaded_nothing():
 import sys
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.transport.http import HttpTransport
+from ipy_agent.transport.websocket import WebSocketTransport
 HttpTransport(Endpoint.named("openai"))
 sys.exit("httpx2" in sys.modules)
 """
