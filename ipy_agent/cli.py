@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--cache", choices=("off", "latest", "all"), default="all")
     serve.add_argument(
+        "--connection-limit",
+        type=_above_zero(float),
+        default=3600.0,
+        metavar="SECONDS",
+        help="how old a connection may become (3600)",
+    )
+    serve.add_argument(
         "--idle-exit", type=_above_zero(float), metavar="SECONDS", help="end when unused so long"
     )
     serve.add_argument("--runtime-file", type=Path, help=argparse.SUPPRESS)
@@ -105,6 +112,7 @@ def _serve(options: argparse.Namespace) -> None:
         port=options.port,
         token=server_token(),
         cache=options.cache,
+        connection_limit=options.connection_limit,
         idle_exit=options.idle_exit,
         runtime_file=options.runtime_file,
     )

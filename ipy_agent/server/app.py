@@ -1,8 +1,7 @@
 """The server's routes, behind its gate.
 
 What a path answers is a row in `routes`; who may ask is settled by `gate` before any of them.
-The response routes over HTTP (POST as JSON and as SSE, retrieval, compaction) belong where
-`_upgrade_required` stands: they make the same `Composer` events out of the same engine.
+One `Responses` answers both transports: `Connection` speaks WebSocket for it, `http` HTTP.
 """
 
 from __future__ import annotations
@@ -11,10 +10,14 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from ipy_agent.errors import MissingExtra
-from ipy_agent.server.connection import Cache, Connection
+from ipy_agent.errors import MissingExtra, ResponseFailed
+from ipy_agent.server import http
+from ipy_agent.server.composer import refusal
+from ipy_agent.server.connection import CONNECTION_SECONDS, Connection
 from ipy_agent.server.engine import Engine
 from ipy_agent.server.gate import Gate, Receive, Refusal, Scope, Send, refuse
+from ipy_agent.server.memory import Cache
+from ipy_agent.server.responses import Responses
 
 try:
     from starlette.applications import Starlette
@@ -36,6 +39,7 @@ def app(
     hosts: Iterable[str],
     *,
     cache: Cache = "all",
+    connection_limit: float = CONNECTION_SECONDS,
     origins: Iterable[str] = (),
 ) -> Gate:
     """Return the server as a gated ASGI app.
@@ -45,18 +49,22 @@ def app(
         token: what callers have to know.
         hosts: the values of Host that it answers to, such as `127.0.0.1:8000`.
         cache: what each connection keeps of earlier responses.
+        connection_limit: the seconds after which a connection is ended.
         origins: the web origins that may call it; requests without one may.
     """
     handlers: dict[Any, Any] = {HTTPException: _http_error, Exception: _server_error}
-    behind = Starlette(routes=routes(engine, cache), exception_handlers=handlers)
+    behind = Starlette(routes=routes(engine, cache, connection_limit), exception_handlers=handlers)
     behind.router.default = _nowhere
     behind.router.redirect_slashes = False
     return Gate(behind, token=token, hosts=hosts, origins=origins)
 
 
-def routes(engine: Engine, cache: Cache) -> list[BaseRoute]:
+def routes(
+    engine: Engine, cache: Cache, connection_limit: float = CONNECTION_SECONDS
+) -> list[BaseRoute]:
     """Return the table of paths."""
     born = int(time.time())
+    responses = Responses(engine)
 
     async def models(_: Request) -> Response:
         named = [
@@ -66,8 +74,9 @@ def routes(engine: Engine, cache: Cache) -> list[BaseRoute]:
         return JSONResponse({"object": "list", "data": named})
 
     return [
-        WebSocketRoute("/v1/responses", _Connections(engine, cache)),
-        Route("/v1/responses", _upgrade_required, methods=["GET", "POST"]),
+        WebSocketRoute("/v1/responses", _Connections(responses, cache, connection_limit)),
+        Route("/v1/responses", _upgrade_required, methods=["GET"]),
+        *http.routes(responses),
         Route("/v1/models", models, methods=["GET"]),
         Route("/health", _health, methods=["GET"]),
     ]
@@ -76,19 +85,22 @@ def routes(engine: Engine, cache: Cache) -> list[BaseRoute]:
 class _Connections:
     """The WebSocket route: a `Connection` for everyone who comes."""
 
-    def __init__(self, engine: Engine, cache: Cache) -> None:
-        self._engine = engine
+    def __init__(self, responses: Responses, cache: Cache, seconds: float) -> None:
+        self._responses = responses
         self._cache = cache
+        self._seconds = seconds
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
-        await Connection(self._engine, receive, send, cache=self._cache).run()
+        await Connection(
+            self._responses, receive, send, cache=self._cache, seconds=self._seconds
+        ).run()
 
 
 async def _upgrade_required(_: Request) -> Response:
     return _error(
         426,
         "upgrade_required",
-        "this server speaks WebSocket here: connect to ws://HOST:PORT/v1/responses",
+        "GET is for WebSocket here: upgrade, or POST the request",
         {"upgrade": "websocket", "connection": "upgrade"},
     )
 
@@ -111,6 +123,4 @@ async def _server_error(_: Request, error: Exception) -> Response:
 
 
 def _error(status: int, code: str, message: str, headers: Any = None) -> Response:
-    kind = "invalid_request_error" if status < 500 else "server_error"  # noqa: PLR2004
-    error = {"message": message, "type": kind, "param": None, "code": code}
-    return JSONResponse({"error": error}, status_code=status, headers=headers)
+    return http.refused(refusal(ResponseFailed(message, code=code, status=status)), headers)

@@ -11,7 +11,7 @@ Rule 2: an item that was handed out is never changed: each event gets one of its
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from msgspec import UNSET
@@ -24,6 +24,8 @@ from ipy_agent.protocol.events import (
     ContentPartDone,
     Error,
     Event,
+    InputDelta,
+    InputDone,
     ItemAdded,
     ItemDone,
     Reason,
@@ -36,7 +38,7 @@ from ipy_agent.protocol.events import (
     TextDelta,
     TextDone,
 )
-from ipy_agent.protocol.items import Item
+from ipy_agent.protocol.items import CALLS, Item
 from ipy_agent.server.engine import CallPiece, Finish, TextPiece
 
 __all__ = ["Composer", "refusal"]
@@ -68,17 +70,26 @@ class Composer:
     Args:
         name: what makes its ids its own; the response is `resp_NAME`.
         lane: the `stream_id` of its events; the default lane has none.
+        custom: the names of the tools whose calls hold a text and no JSON.
         about: what else its response objects tell, such as `model` and `created_at`.
+
+    Attributes:
+        output: the items that are whole.
+        response: the response object of the event that was told last.
     """
 
-    def __init__(self, name: str, *, lane: str | None = None, **about: Any) -> None:
+    def __init__(
+        self, name: str, *, lane: str | None = None, custom: Container[str] = (), **about: Any
+    ) -> None:
         self.id = f"resp_{name}"
         self.output: list[Item] = []
         self._name = name
         self._lane = lane
+        self._custom = custom
         self._about = about
         self._told = 0
         self._growing: _Message | _Call | None = None
+        self.response = self._response("in_progress")
 
     def take(self, piece: TextPiece | CallPiece) -> list[Event]:
         """Return what is to be told about one more piece."""
@@ -86,7 +97,8 @@ class Composer:
         if isinstance(piece, CallPiece):
             if piece.name is not None:
                 events += self._closed("completed")
-                self._growing = _Call(self._name, len(self.output), piece.name)
+                kind = _CustomCall if piece.name in self._custom else _Call
+                self._growing = kind(self._name, len(self.output), piece.name)
                 events += self._growing.opened()
             if not isinstance(self._growing, _Call):
                 raise TypeError("an engine gave arguments to a call that it did not begin")
@@ -136,15 +148,15 @@ class Composer:
         return events
 
     def _response(self, status: str, *, output: Iterable[Item] = (), **more: Any) -> Response:
-        return Response(
+        self.response = Response(
             id=self.id,
             object="response",
             status=status,
             output=list(output),
-            store=False,
             **self._about,
             **more,
         )
+        return self.response
 
     def _numbered(self, events: list[Event]) -> list[Event]:
         for event in events:
@@ -201,35 +213,52 @@ class _Message:
 class _Call:
     """A function call while its arguments grow."""
 
-    def __init__(self, name: str, index: int, function: str) -> None:
-        self.id = f"fc_{name}_{index}"
+    kind, short = "function_call", "fc"
+
+    def __init__(self, name: str, index: int, tool: str) -> None:
+        self.id = f"{self.short}_{name}_{index}"
         self.call_id = f"call_{name}_{index}"
-        self.function = function
+        self.tool = tool
         self.index = index
         self.texts: list[str] = []
 
     def item(self, status: str) -> Item:
         return {
             "id": self.id,
-            "type": "function_call",
+            "type": self.kind,
             "status": status,
             "call_id": self.call_id,
-            "name": self.function,
-            "arguments": "".join(self.texts),
+            "name": self.tool,
+            CALLS[self.kind]: "".join(self.texts),
         }
 
     def opened(self) -> list[Event]:
         return [ItemAdded(output_index=self.index, item=self.item("in_progress"))]
 
-    def grown(self, arguments: str) -> list[Event]:
-        if not arguments:
+    def grown(self, said: str) -> list[Event]:
+        if not said:
             return []
-        self.texts.append(arguments)
-        return [ArgumentsDelta(delta=arguments, item_id=self.id, output_index=self.index)]
+        self.texts.append(said)
+        return [self._delta(said)]
 
     def closed(self, status: str) -> list[Event]:
-        arguments = "".join(self.texts)
-        return [
-            ArgumentsDone(arguments=arguments, item_id=self.id, output_index=self.index),
-            ItemDone(output_index=self.index, item=self.item(status)),
-        ]
+        done = ItemDone(output_index=self.index, item=self.item(status))
+        return [self._done("".join(self.texts)), done]
+
+    def _delta(self, said: str) -> Event:
+        return ArgumentsDelta(delta=said, item_id=self.id, output_index=self.index)
+
+    def _done(self, said: str) -> Event:
+        return ArgumentsDone(arguments=said, item_id=self.id, output_index=self.index)
+
+
+class _CustomCall(_Call):
+    """A custom tool's call while its input grows."""
+
+    kind, short = "custom_tool_call", "ctc"
+
+    def _delta(self, said: str) -> Event:
+        return InputDelta(delta=said, item_id=self.id, output_index=self.index)
+
+    def _done(self, said: str) -> Event:
+        return InputDone(input=said, item_id=self.id, output_index=self.index)

@@ -1,4 +1,4 @@
-"""One WebSocket connection: lanes in front, a memory of its own, an engine behind.
+"""One WebSocket connection: lanes in front, a memory of its own, and the server's responses.
 
 Every frame of the client becomes one ask in the queue of a lane, and every ask is answered
 there in its turn: with a response, or with an error frame. So turns on a lane are strictly
@@ -8,43 +8,48 @@ for it is cancelled and every seat is given back.
 Rule 1: a frame that cannot be understood is answered and never closes the connection; only
 a binary one does.
 Rule 2: what is sent on a lane is checked against the table in `protocol.lanes`.
-Rule 3: a response is remembered before its terminal event is sent, since the next frame may
-follow at once and on another lane.
+Rule 3: nothing waits without a bound: of an ask too many its refusal alone is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import secrets
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, NoReturn
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Event, encode
+from ipy_agent.protocol.events import Event, Other, encode
 from ipy_agent.protocol.lanes import CLIENT, SERVER, Lane
-from ipy_agent.protocol.lineage import Held, NotHeld, ResponseCache
 from ipy_agent.protocol.requests import Request
-from ipy_agent.server.composer import Composer, refusal
-from ipy_agent.server.engine import Engine, Finish, HangUp, Job
-from ipy_agent.server.frames import bad_request, check_input, check_lane, open_calls, read
+from ipy_agent.server.composer import refusal
+from ipy_agent.server.engine import HangUp
+from ipy_agent.server.frames import bad_request, check_lane, read
+from ipy_agent.server.memory import Cache, Memory
+from ipy_agent.server.responses import Responses
 
-__all__ = ["CACHES", "RESET", "Cache", "Connection"]
+__all__ = ["CONNECTION_SECONDS", "RESET", "Connection"]
 
-Cache = Literal["off", "latest", "all"]
-CACHES: tuple[Cache, ...] = get_args(Cache)
-
+CONNECTION_SECONDS = 3600.0
 MAX_IN_FLIGHT = 16
 MAX_NAMED_LANES = 32
+MAX_WAITING = 64
+NORMAL = 1000
 GOING_AWAY = 1001
 UNSUPPORTED = 1003
 RESET = "websocket.reset"
 """A message to the ASGI server that breaks the connection; one that does not know it may refuse."""
 
-_KEEP: dict[Cache, int] = {"off": 0, "latest": MAX_NAMED_LANES + 1, "all": 1024}
-_log = logging.getLogger("ipy_agent.server")
+TOO_OLD = bad_request(
+    "this connection has reached its time limit: open another",
+    "websocket_connection_limit_reached",
+)
+TOO_MANY = ResponseFailed(
+    f"{MAX_WAITING} requests wait on this stream already: wait for an answer before the next",
+    code="too_many_requests",
+    status=429,
+    retry_after=1,
+)
 
 _Message = MutableMapping[str, Any]
 
@@ -59,44 +64,37 @@ class _Seat:
     def __init__(self, name: str | None) -> None:
         self.lane = Lane(name)
         self.asks: asyncio.Queue[Request | ResponseFailed] = asyncio.Queue()
-        self.latest: str | None = None
 
     def __repr__(self) -> str:
         return f"<Seat on {self.lane!r}>"
-
-
-class _Kept(NamedTuple):
-    """What is held beside a conversation: whose it is, what it waits for, the engine's memory."""
-
-    seat: _Seat
-    calls: frozenset[str]
-    memory: Any
 
 
 class Connection:
     """A client's connection, from its acceptance to its end.
 
     Args:
-        engine: what answers.
+        responses: what answers.
         receive: reads the client's next ASGI message.
         send: sends one to it.
         cache: what is kept of earlier responses: nothing, the latest of each lane as hosted
-            services do, or (nearly) all of them.
+            services do, or all of them.
+        seconds: how old the connection may become.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        responses: Responses,
         receive: Callable[[], Awaitable[_Message]],
         send: Callable[[_Message], Awaitable[None]],
         *,
         cache: Cache = "all",
+        seconds: float = CONNECTION_SECONDS,
     ) -> None:
-        self._engine = engine
+        self._responses = responses
         self._receive = receive
         self._send = send
-        self._policy = cache
-        self._cache: ResponseCache[_Kept] = ResponseCache(_KEEP[cache])
+        self._memory = Memory(cache)
+        self._seconds = seconds
         self._seats: dict[str | None, _Seat] = {}
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
 
@@ -112,12 +110,14 @@ class Connection:
             await self._close(GOING_AWAY)
             raise
         finally:
-            await asyncio.gather(*(self._engine.leave(seat) for seat in self._seats.values()))
+            leave = self._responses.engine.leave
+            await asyncio.gather(*(leave(seat) for seat in self._seats.values()))
 
     async def _serve(self) -> None:
         ends: list[HangUp] = []
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._grow_old())
                 while True:
                     await self._queue(await self._next_frame(), group)
         except* _Gone:
@@ -126,6 +126,14 @@ class Connection:
             ends += [order for order in orders.exceptions if isinstance(order, HangUp)]
         for order in ends[:1]:
             await self._close(order.code)
+
+    async def _grow_old(self) -> NoReturn:
+        """End the connection when its time is over, whatever runs on it."""
+        await asyncio.sleep(self._seconds)
+        await self._tell(refusal(TOO_OLD))
+        # Closed before the turns hear of it: behind this error nothing may follow.
+        await self._close(NORMAL)
+        raise _Gone
 
     async def _next_frame(self) -> str:
         message = await self._receive()
@@ -139,13 +147,16 @@ class Connection:
     async def _queue(self, frame: str, group: asyncio.TaskGroup) -> None:
         """Put a frame into the queue of its lane; a lane that cannot be is refused at once."""
         name, ask = read(frame)
+        if isinstance(ask, Other):
+            await self._tell(ask)
+            return
         try:
             check_lane(name)
             seat = self._seats.get(name) or self._new_seat(name, group)
         except ResponseFailed as refused:
             await self._tell(refusal(refused, name))
         else:
-            seat.asks.put_nowait(ask)
+            seat.asks.put_nowait(ask if seat.asks.qsize() < MAX_WAITING else TOO_MANY)
 
     def _new_seat(self, name: str | None, group: asyncio.TaskGroup) -> _Seat:
         if name is not None and len(self._seats.keys() - {None}) >= MAX_NAMED_LANES:
@@ -164,80 +175,19 @@ class Connection:
             async with self._in_flight:
                 seat.lane.move(CLIENT, "create")
                 if isinstance(ask, ResponseFailed):
-                    await self._say(seat, [refusal(ask, seat.lane.name)])
+                    await self._say(seat, refusal(ask, seat.lane.name))
                 else:
                     await self._answer(seat, ask)
 
     async def _answer(self, seat: _Seat, request: Request) -> None:
-        """Answer one request, whatever happens; only the end of the connection gets through."""
-        composer = Composer(
-            secrets.token_hex(12),
-            lane=seat.lane.name,
-            created_at=time.time(),
-            model=request.fields.values.get("model") or self._engine.models[0],
-            previous_response_id=request.previous_response_id,
-        )
-        held: Held[_Kept] | None = None
-        try:
-            full, held = self._expand(request)
-            await self._generate(seat, request, full, held, composer)
-        except (HangUp, _Gone):
-            raise
-        except Exception as error:  # noqa: BLE001 (the client learns of it, and goes on)
-            failure = error if isinstance(error, ResponseFailed) else _surprise(error)
-            if held is not None and held.memory is not None and held.memory.seat is seat:
-                self._cache.forget(request.previous_response_id)
-            await self._say(seat, composer.fail(failure))
-            if isinstance(failure.__cause__, HangUp):
-                raise failure.__cause__ from None
+        events = self._responses.answer(request, seat, self._memory, seat.lane.name)
+        async with contextlib.aclosing(events):
+            async for event in events:
+                await self._say(seat, event)
 
-    def _expand(self, request: Request) -> tuple[Request, Held[_Kept]]:
-        try:
-            return self._cache.expand(request)
-        except NotHeld:
-            raise bad_request(
-                f"Previous response with id '{request.previous_response_id}' not found.",
-                "previous_response_not_found",
-                "previous_response_id",
-            ) from None
-
-    async def _generate(
-        self, seat: _Seat, request: Request, full: Request, held: Held[_Kept], composer: Composer
-    ) -> None:
-        kept = held.memory or _Kept(seat, frozenset(), None)
-        check_input(full, open_calls(kept.calls, request.input.since(0)))
-        job = Job(
-            fields=full.fields,
-            input=full.input,
-            held=0 if kept.memory is None else held.chain.length,
-            memory=kept.memory,
-            generate=full.generate,
-        )
-        pieces = self._engine.generate(job, seat)
-        try:
-            async for piece in pieces:
-                if isinstance(piece, Finish):
-                    events = composer.finish(piece)
-                    self._remember(seat, full, composer, piece.memory)
-                    await self._say(seat, events)
-                    return
-                await self._say(seat, composer.take(piece))
-        finally:
-            if isinstance(pieces, AsyncGenerator):
-                await pieces.aclose()
-        raise RuntimeError("the engine stopped before its turn was over")
-
-    def _remember(self, seat: _Seat, full: Request, composer: Composer, memory: Any) -> None:
-        if self._policy == "latest":
-            self._cache.forget(seat.latest)
-        seat.latest = composer.id
-        kept = _Kept(seat, open_calls(frozenset(), composer.output), memory)
-        self._cache.remember(full, composer.id, composer.output, kept)
-
-    async def _say(self, seat: _Seat, events: list[Event]) -> None:
-        for event in events:
-            seat.lane.move(SERVER, event.KIND)
-            await self._tell(event)
+    async def _say(self, seat: _Seat, event: Event) -> None:
+        seat.lane.move(SERVER, event.KIND)
+        await self._tell(event)
 
     async def _tell(self, event: Event) -> None:
         await self._put({"type": "websocket.send", "text": encode(event).decode()})
@@ -253,10 +203,3 @@ class Connection:
         end = {"type": RESET} if code is None else {"type": "websocket.close", "code": code}
         with contextlib.suppress(_Gone):
             await self._put(end)
-
-
-def _surprise(error: Exception) -> ResponseFailed:
-    _log.error("a turn failed", exc_info=error)
-    return ResponseFailed(
-        f"the server failed: {type(error).__name__}: {error}", code="server_error", status=500
-    )

@@ -30,6 +30,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `input` is the whole conversation. Its first `held` items are those that `memory`, the
     engine's own from an earlier turn, stands for; both are empty when nothing is held.
+    `cold` says that it was stored, and that the seat's connection holds nothing of it: what
+    memory tells holds for any seat, but nothing has been computed for this one.
     `generate=False` is a warm-up: take the input in, say nothing.
     """
 
@@ -37,6 +39,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     input: Chain
     held: int = 0
     memory: Any = None
+    cold: bool = False
     generate: bool = True
 
 

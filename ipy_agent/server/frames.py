@@ -7,20 +7,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.items import Item
-from ipy_agent.protocol.requests import Request
+from ipy_agent.protocol.events import Other
+from ipy_agent.protocol.items import CALLS, Item
+from ipy_agent.protocol.requests import Fields, Request
 
-__all__ = ["bad_request", "check_input", "check_lane", "open_calls", "read"]
+__all__ = [
+    "Open",
+    "bad_request",
+    "check_input",
+    "check_lane",
+    "custom_tools",
+    "from_user",
+    "open_calls",
+    "posted",
+    "read",
+]
+
+Open = frozenset[tuple[str, str]]
+"""Calls that have no output yet, each by its type and its `call_id`."""
 
 _LANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+_OUTPUTS = {f"{kind}_output": kind for kind in CALLS}
+_UNREADABLE = (msgspec.MsgspecError, RecursionError, OverflowError, TypeError, UnicodeError)
 
 
-def read(frame: str) -> tuple[str | None, Request | ResponseFailed]:
-    """Return the lane that a frame is for, and what it asks, or why it cannot be taken."""
+def read(frame: str) -> tuple[str | None, Request | ResponseFailed | Other]:
+    """Return the lane that a frame is for, and what it asks, or why it cannot be taken.
+
+    What is answered at once and on no lane comes back as its answer.
+    """
     lane = None
     try:
         said = msgspec.json.decode(frame)
@@ -29,6 +49,8 @@ def read(frame: str) -> tuple[str | None, Request | ResponseFailed]:
         lane = said.get("stream_id")
         if not isinstance(lane, str | None):
             return None, _bad_stream_id()
+        if said["type"] == "response.steer":
+            return None, _no_steering(said)
         if said["type"] != "response.create":
             return lane, bad_request(
                 f"the event {said['type'][:80]!r} is not known here: send `response.create`",
@@ -36,16 +58,48 @@ def read(frame: str) -> tuple[str | None, Request | ResponseFailed]:
                 "type",
             )
         return lane, Request.parse(said)
-    except (msgspec.MsgspecError, RecursionError, OverflowError, TypeError) as error:
+    except _UNREADABLE as error:
         return lane, bad_request(f"the frame cannot be read: {error}", "invalid_event")
 
 
-def open_calls(before: frozenset[str], items: Iterable[Item]) -> frozenset[str]:
-    """Return the ids of the function calls that still have no output behind these items."""
-    ids: dict[str, set[str]] = {"function_call": set(), "function_call_output": set()}
+def posted(body: bytes) -> tuple[Request, bool]:
+    """Return what the body of a POST asks, and whether as a stream of events.
+
+    Lanes and warm-ups are for WebSocket only; here their fields mean nothing.
+
+    Raises:
+        ResponseFailed: the body cannot be taken.
+    """
+    try:
+        request = Request.parse(body)
+    except _UNREADABLE as error:
+        raise bad_request(f"the body cannot be read: {error}", "invalid_json") from None
+    streamed = request.fields.values.get("stream") is True
+    return msgspec.structs.replace(request, stream_id=None, generate=True), streamed
+
+
+def open_calls(before: Open, items: Iterable[Item]) -> Open:
+    """Return the calls that still have no output behind these items."""
+    called, answered = set(before), set()
     for item in items:
-        ids.get(str(item.get("type")), set()).add(str(item.get("call_id")))
-    return (before | ids["function_call"]) - ids["function_call_output"]
+        kind, name = str(item.get("type")), str(item.get("call_id"))
+        if kind in CALLS:
+            called.add((kind, name))
+        elif kind in _OUTPUTS:
+            answered.add((_OUTPUTS[kind], name))
+    return frozenset(called - answered)
+
+
+def custom_tools(fields: Fields) -> frozenset[str]:
+    """Return the names of the tools whose calls hold a text and no JSON."""
+    tools = fields.values.get("tools")
+    told = (tool for tool in tools if isinstance(tool, dict)) if isinstance(tools, list) else ()
+    return frozenset(str(tool.get("name")) for tool in told if tool.get("type") == "custom")
+
+
+def from_user(item: Item) -> bool:
+    """Whether an item is a message of the user."""
+    return item.get("role") == "user" and item.get("type", "message") == "message"
 
 
 def check_lane(name: str | None) -> None:
@@ -54,11 +108,12 @@ def check_lane(name: str | None) -> None:
         raise _bad_stream_id()
 
 
-def check_input(full: Request, unanswered: frozenset[str]) -> None:
+def check_input(full: Request, unanswered: Open) -> None:
     """Raise `ResponseFailed` for a whole request that cannot be answered as it stands."""
     if unanswered:
+        calls = (f"{kind.replace('_', ' ')} {name}" for kind, name in sorted(unanswered))
         raise bad_request(
-            f"No tool output found for function call {', '.join(sorted(unanswered))}.",
+            f"No tool output found for {', '.join(calls)}.",
             "missing_tool_output",
             "input",
         )
@@ -75,3 +130,16 @@ def _bad_stream_id() -> ResponseFailed:
     return bad_request(
         "a stream_id is 1 to 256 letters, digits, '_', '.' or '-'", "invalid_stream_id", "stream_id"
     )
+
+
+def _no_steering(said: dict[str, Any]) -> Other:
+    """Return the answer to one who wants to steer: nothing here can be steered."""
+    steer = {name: said.get(name) for name in ("previous_response_id", "input")}
+    code, message = "steering_not_supported", "a response cannot be steered here: ask anew"
+    parent, given = steer.values()
+    if not isinstance(parent, str) or not parent or not given or not isinstance(given, str | list):
+        code, message = "invalid_input", "a steer has a `previous_response_id` and an `input`"
+    kind = "response.steer.failed"
+    error = {"type": "invalid_request_error", "code": code, "message": message}
+    frame = {"type": kind, "sequence_number": 0, "error": error, "steer": steer}
+    return Other(type=kind, frame=frame)

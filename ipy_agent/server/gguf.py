@@ -17,12 +17,13 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ipy_agent.errors import MissingExtra, ModelUnavailable, ResponseFailed
+from ipy_agent.server.machine import cores, folder_in_memory, memory_available
 
 # Threads that spin for long take the cores from whoever they wait for: beside one busy process
 # a model decoded at 6.6 tokens/s, with this at 12.6; not to spin at all costs half of the speed
@@ -34,7 +35,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("the local model", "local") from missing
 
-__all__ = ["Completion", "Counts", "Gguf", "memory_available"]
+__all__ = ["Completion", "Counts", "Gguf"]
 
 _BATCH = 64
 """Tokens between two chances to stop a prefill: about a second on two busy cores, where 128 took
@@ -48,6 +49,7 @@ _COMPACT = {
 _CONTEXTS = (8192, 4096, 2048)
 _KV_BYTES = 32 * 2**10
 _OVERHEAD_BYTES = 400 * 2**20
+_SOCKET = "llama.sock"
 
 
 @dataclass(slots=True)
@@ -60,8 +62,12 @@ class Counts:
 
 @dataclass(slots=True)
 class Completion:
-    """What came of one request. `ended` is `stop`, `length`, or `None` if it was stopped."""
+    """What came of one request. `ended` is `stop`, `length`, or `None` if it was stopped.
 
+    `read` is how much of the prompt the slot holds now; 0 if the model did not get to it.
+    """
+
+    read: int = 0
     ids: list[int] = field(default_factory=list)
     timings: dict[str, Any] = field(default_factory=dict)
     ended: str | None = None
@@ -85,11 +91,12 @@ class Gguf:
     ) -> None:
         context = _context(path, slots, context)
         self.counts = Counts()
-        self._folder = tempfile.TemporaryDirectory(prefix="ipy-agent-")
-        self._socket = f"{self._folder.name}/llama.sock"
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="ipy-agent-", dir=folder_in_memory(context * _KV_BYTES)
+        )
         try:
             self._llama: Any = xllamacpp.Server(
-                _params(path, slots, context, threads or _cores(), self._socket)
+                _params(path, slots, context, threads or cores(), self._folder.name)
             )
         except RuntimeError:
             self._folder.cleanup()
@@ -143,13 +150,30 @@ class Gguf:
                 f"llama.cpp refused: {heard.refusal.get('message')}",
                 status=heard.refusal.get("code") or 500,
             )
-        done.ended, done.timings = heard.ended, heard.timings
+        done.read, done.ended, done.timings = heard.read, heard.ended, heard.timings
         done.ids = self._whole(heard.said, heard.timings.get("predicted_n"))
         return done
 
-    def erase(self, slot: int) -> None:
-        """Overwrite what a slot holds: the shortest prompt is the only way there is."""
-        self.complete(slot, [0, 0, 0], max_tokens=1, cache_prompt=False)
+    def copy(self, source: int, target: int) -> bool:
+        """Give a slot what another one holds; both must be idle.
+
+        llama.cpp does so by way of a file, which lives as long as that takes: some hundredths
+        of a second for a thousand tokens.
+
+        Returns whether it worked. If not (no room for the file, say), nobody knows what the
+        target holds, and its next prompt finds out.
+        """
+        file = Path(self._folder.name, f"{target}.kv")
+        name = {"filename": file.name}
+        try:
+            saved = self._ask("POST", f"/slots/{source}?action=save", name)
+            return bool(saved.get("n_saved")) and bool(
+                self._ask("POST", f"/slots/{target}?action=restore", name).get("n_restored")
+            )
+        except OSError:
+            return False
+        finally:
+            file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Unload. Nothing may be running."""
@@ -173,7 +197,7 @@ class Gguf:
         return ids if len(ids) == count else self.tokenise(["".join(text for text, _ in said)])
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        with contextlib.closing(_Line(self._socket)) as line:
+        with contextlib.closing(_Line(f"{self._folder.name}/{_SOCKET}")) as line:
             said = None if body is None else json.dumps(body)
             line.request(method, path, said, {"Content-Type": "application/json"})
             return json.loads(line.getresponse().read())
@@ -188,6 +212,7 @@ class _Hearing:
         self.said: list[tuple[str, int]] = []
         self.timings: dict[str, Any] = {}
         self.ended: str | None = None
+        self.read = 0
         self.refusal: dict[str, Any] | None = None
         self._counts = counts
         self._take = take
@@ -201,7 +226,8 @@ class _Hearing:
         choice = chunk["choices"][0]
         text = choice["text"]
         if progress := chunk.get("prompt_progress"):
-            done = progress["processed"] - progress["cache"]
+            self.read = progress["processed"]
+            done = self.read - progress["cache"]
             self._counts.prefilled += done - self._prefilled
             self._prefilled = done
         for token in (choice["logprobs"] or {}).get("content", ()):
@@ -228,27 +254,6 @@ class _Line(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def memory_available(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many bytes may be taken: of the machine, and of a container's share of it.
-
-    What cannot be read counts as no limit.
-    """
-    free = [2**62]
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        machine = dict(_numbers(proc / "meminfo"))
-        free.append(machine["MemAvailable:"] * 1024)
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        limit, used = (int((cgroup / f"memory.{name}").read_text()) for name in ("max", "current"))
-        free.append(limit - used + dict(_numbers(cgroup / "memory.stat"))["inactive_file"])
-    return max(0, min(free))
-
-
-def _numbers(file: Path) -> Iterator[tuple[str, int]]:
-    for line in file.read_text().splitlines():
-        name, number, *_ = line.split()
-        yield name, int(number)
-
-
 def _context(path: Path, slots: int, asked: int | None) -> int:
     """Return the tokens a slot, the most that there is room for unless they were asked for."""
     try:
@@ -261,7 +266,7 @@ def _context(path: Path, slots: int, asked: int | None) -> int:
         raise ModelUnavailable(f"{path} is no GGUF file")
     free = memory_available()
     for context in (asked,) if asked else _CONTEXTS:
-        need = size + _OVERHEAD_BYTES + slots * context * _KV_BYTES
+        need = size + _OVERHEAD_BYTES + (slots + 1) * context * _KV_BYTES  # one on its way
         if need <= free:
             return context
     raise ModelUnavailable(
@@ -270,19 +275,15 @@ def _context(path: Path, slots: int, asked: int | None) -> int:
     )
 
 
-def _cores() -> int:
-    """Return the cores this process may use: more threads than cores slow llama.cpp down."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-
-
-def _params(path: Path, slots: int, context: int, threads: int, address: str) -> Any:
+def _params(path: Path, slots: int, context: int, threads: int, folder: str) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_parallel = slots
     params.n_ctx = slots * context
     params.n_batch = params.n_ubatch = _BATCH
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.hostnames = [address]
+    params.hostnames = [f"{folder}/{_SOCKET}"]
+    params.slot_save_path = f"{folder}/"
     params.verbosity = -1
     # Without these four a slot's cache is lost to another slot's prompt.
     params.kv_unified = False

@@ -1,11 +1,14 @@
 """The engine over a local model: a seat gets a KV slot and keeps it while slots last.
 
-When they run out, whoever was idle longest gives way, and pays for it with a full prefill
-when it comes back. A turn runs on a thread of its own; a piece reaches the loop in one hop.
+When they run out, whoever was idle longest gives way. A prompt that begins like what an idle
+slot holds is not computed again so far, whoever said it: a fork, a run again, or a request
+over HTTP, which has no seat to come back to. A turn runs on a thread of its own; a piece
+reaches the loop in one hop.
 
-Rule 1: a slot that changes its owner reuses nothing and counts nothing as cached.
+Rule 1: where a prompt finds its beginning is for `slots` to say, and to the model: cached
+tokens are what its timings tell, never what was expected.
 Rule 2: a slot is free when its thread has come back, not when its reader has gone.
-Rule 3: what the model counts is what is told: cached tokens come from its timings alone.
+Rule 3: with the cache off every prompt is computed in full, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ from ipy_agent.server.engine import Finish, Job, Piece, TextPiece
 from ipy_agent.server.gguf import Completion, Counts, Gguf
 from ipy_agent.server.prompt import Prompt, Prompts
 from ipy_agent.server.reply import Reply
+from ipy_agent.server.slots import Slot, Slots
+from ipy_agent.server.tokens import ids_of
 
 __all__ = ["LONGEST_ANSWER", "LlamaEngine"]
 
@@ -37,26 +42,13 @@ _TIMINGS = ("prompt_n", "cache_n", "prompt_ms", "predicted_n", "predicted_ms")
 
 
 @dataclass(slots=True, eq=False)
-class _Slot:
-    """One KV cache, whose it is, and when it was last taken (0: nobody's).
-
-    `filled` once a turn of that seat has come to its end there: until then what the cache
-    holds may be somebody else's.
-    """
-
-    number: int
-    seat: object = None
-    busy: bool = False
-    taken: int = 0
-    filled: bool = False
-
-
-@dataclass(slots=True, eq=False)
 class _Turn:
-    """One turn on its thread."""
+    """One turn on its thread, which reaches the loop by `put` and `copied`."""
 
-    slot: _Slot
+    slot: Slot
+    source: Slot | None
     put: Callable[[Piece], None]
+    copied: Callable[[Slot], None]
     stopped: bool = False
 
 
@@ -95,9 +87,7 @@ class LlamaEngine:
         self._prompts = Prompts(self._model.tokenise, start=start, end=end)
         self._name = name
         self._cache = cache
-        self._slots = [_Slot(number) for number in range(slots)]
-        self._taken = 0
-        self._waiting: list[asyncio.Future[None]] = []
+        self._slots = Slots(slots)
         self._turns: set[_Turn] = set()
         self._threads = ThreadPoolExecutor(slots, thread_name_prefix="llama")
 
@@ -124,23 +114,30 @@ class LlamaEngine:
                 status=404,
                 param="model",
             )
-        slot = await self._take(seat)
+        prompt = await asyncio.to_thread(self._prompt, job)
+        known = prompt.tokens.ids() if self._cache else ids_of()
+        slot, source = await self._slots.take(seat, known)
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
 
-        def put(piece: Piece) -> None:
+        def soon(act: Callable[[Any], None], it: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has gone, and its readers with it
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+                loop.call_soon_threadsafe(act, it)
 
         def over(end: asyncio.Future[Finish]) -> None:
             end.exception()  # taken note of, even if nobody reads on
             self._turns.discard(turn)
-            self._release(slot)
+            self._slots.release(slot)
             pieces.put_nowait(None)
 
-        turn = _Turn(slot, put)
+        turn = _Turn(
+            slot,
+            source,
+            put=functools.partial(soon, pieces.put_nowait),
+            copied=functools.partial(soon, self._slots.copied),
+        )
         self._turns.add(turn)
-        end = loop.run_in_executor(self._threads, self._run, job, turn)
+        end = loop.run_in_executor(self._threads, self._run, job, prompt, turn)
         end.add_done_callback(over)
         try:
             while (piece := await pieces.get()) is not None:
@@ -150,16 +147,8 @@ class LlamaEngine:
             turn.stopped = True
 
     async def leave(self, seat: object) -> None:
-        """Free the slot of a seat and erase what is in it, once its turn has let go of it."""
-        for slot in self._slots:
-            while slot.seat is seat and slot.busy:
-                await self._change()
-            if slot.seat is seat:
-                slot.seat, slot.taken, slot.busy = None, 0, True
-                loop = asyncio.get_running_loop()
-                erased = loop.run_in_executor(self._threads, self._model.erase, slot.number)
-                erased.add_done_callback(functools.partial(self._release, slot))
-                await asyncio.shield(erased)
+        """Free the slot of a seat, once its turn has let go of it. What it holds stays there."""
+        await self._slots.leave(seat)
 
     async def aclose(self) -> None:
         """Stop whatever runs, and unload the model."""
@@ -168,66 +157,49 @@ class LlamaEngine:
         await asyncio.to_thread(self._threads.shutdown)
         self._model.close()
 
-    async def _take(self, seat: object) -> _Slot:
-        """Wait for a slot: the seat's own if it still has one."""
-        while (slot := self._choice(seat)) is None:
-            await self._change()
-        self._taken += 1
-        slot.filled = slot.filled and slot.seat is seat
-        slot.seat, slot.taken, slot.busy = seat, self._taken, True
-        return slot
-
-    def _choice(self, seat: object) -> _Slot | None:
-        """Return the seat's own slot, else nobody's, else the one that idled longest."""
-        for slot in self._slots:
-            if slot.seat is seat:
-                return None if slot.busy else slot
-        idle = (slot for slot in self._slots if not slot.busy)
-        return min(idle, key=lambda slot: slot.taken, default=None)
-
-    async def _change(self) -> None:
-        """Wait until a slot is given back."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        await waiter
-
-    def _release(self, slot: _Slot, _: object = None) -> None:
-        slot.busy = False
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _run(self, job: Job, turn: _Turn) -> Finish:
-        """Do a turn; this runs on its thread."""
+    def _prompt(self, job: Job) -> Prompt:
+        """Return the prompt of a job, if there is room for an answer to it."""
         prompt = self._prompts.prompt(job)
-        room = self.window - prompt.tokens.length
-        if room < 1:
-            raise ResponseFailed(
-                f"the conversation has {prompt.tokens.length} tokens and the context window "
-                f"{self.window}: begin a new one, or serve a larger context",
-                code="context_length_exceeded",
-                status=400,
-                param="input",
-            )
+        if prompt.tokens.length < self.window:
+            return prompt
+        raise ResponseFailed(
+            f"the conversation has {prompt.tokens.length} tokens and the context window "
+            f"{self.window}: begin a new one, or serve a larger context",
+            code="context_length_exceeded",
+            status=400,
+            param="input",
+        )
+
+    def _run(self, job: Job, prompt: Prompt, turn: _Turn) -> Finish:
+        """Do a turn; this runs on its thread."""
         turn.put(TextPiece(""))
+        if turn.source is not None:
+            self._copy(turn.source, turn)
         if job.generate:
-            return self._answer(job, turn, prompt, room)
+            return self._answer(job, turn, prompt)
         done = Completion()
         if prompt.tokens.length:
             done = self._complete(turn, prompt, max_tokens=1)
             done.timings["predicted_n"] = 0
         return self._finish(prompt, done, self._prompts.memory(prompt, None))
 
-    def _answer(self, job: Job, turn: _Turn, prompt: Prompt, room: int) -> Finish:
+    def _copy(self, source: Slot, turn: _Turn) -> None:
+        try:
+            worked = self._model.copy(source.number, turn.slot.number)
+            turn.slot.ids = source.ids if worked else ids_of()
+        finally:
+            turn.copied(source)
+
+    def _answer(self, job: Job, turn: _Turn, prompt: Prompt) -> Finish:
         values = job.fields.values
-        schema = prompt.head.grammar(values.get("tool_choice"))
-        reply = Reply(prompt.head.answer, raw=prompt.head.schema is not None)
+        room = self.window - prompt.tokens.length
+        head = prompt.head
+        reply = Reply(head.answer, raw=head.schema is not None, custom=head.custom)
         texts: list[str] = []
 
         def take(text: str) -> None:
             texts.append(text)
-            for piece in reply.feed(text) if prompt.head.calls else (TextPiece(text),):
+            for piece in reply.feed(text) if head.calls else (TextPiece(text),):
                 turn.put(piece)
 
         asked = values.get("max_output_tokens")
@@ -238,9 +210,9 @@ class LlamaEngine:
             max_tokens=min(asked if isinstance(asked, int) and asked > 0 else LONGEST_ANSWER, room),
             temperature=values.get("temperature") or 0,
             **({"top_p": values["top_p"]} if values.get("top_p") is not None else {}),
-            schema=schema,
+            schema=prompt.schema,
         )
-        held = reply.done if prompt.head.calls else not schema or _is_json("".join(texts))
+        held = reply.done if head.calls else not prompt.schema or _is_json("".join(texts))
         if done.ended == "stop" and not held:
             raise ResponseFailed(
                 "the model could not be held to the schema: simplify it",
@@ -250,14 +222,17 @@ class LlamaEngine:
         return self._finish(prompt, done, self._prompts.memory(prompt, done.ids))
 
     def _complete(self, turn: _Turn, prompt: Prompt, **options: Any) -> Completion:
+        ids = prompt.tokens.ids()
         done = self._model.complete(
             turn.slot.number,
-            prompt.tokens.ids(),
+            ids,
             stop=lambda: turn.stopped,
-            cache_prompt=self._cache and turn.slot.filled,
+            cache_prompt=self._cache,
             **options,
         )
-        turn.slot.filled = turn.slot.filled or done.ended is not None
+        if done.read:
+            # The last token that was said has not been read.
+            turn.slot.ids = ids[: done.read] + ids_of(done.ids[:-1])
         return done
 
     def _finish(self, prompt: Prompt, done: Completion, memory: Any) -> Finish:

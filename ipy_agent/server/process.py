@@ -23,8 +23,9 @@ from typing import Any
 
 from ipy_agent.errors import MissingExtra, UsageError
 from ipy_agent.server.app import app
-from ipy_agent.server.connection import RESET, Cache
+from ipy_agent.server.connection import CONNECTION_SECONDS, RESET
 from ipy_agent.server.engine import Engine
+from ipy_agent.server.memory import Cache
 from ipy_agent.transport.local import Local, runtime_folder, write_private
 
 try:
@@ -51,6 +52,7 @@ def serve(
     port: int = 0,
     token: str,
     cache: Cache = "all",
+    connection_limit: float = CONNECTION_SECONDS,
     idle_exit: float | None = None,
     runtime_file: Path | None = None,
 ) -> None:
@@ -61,6 +63,7 @@ def serve(
         port: where to listen on 127.0.0.1; 0 for a free port.
         token: what clients have to know.
         cache: what each connection keeps of earlier responses.
+        connection_limit: the seconds after which a connection is ended.
         idle_exit: end after so many seconds without a connection; `None` for never.
         runtime_file: where to tell, while it runs, how to reach it.
 
@@ -83,7 +86,15 @@ def serve(
                 raise UsageError(f"{runtime_file} cannot be written: {error.strerror}") from None
         print(f"listening on {url}", flush=True)  # noqa: T201 (the contract's one line)
 
-    server = Server(engine, listener, token=token, cache=cache, idle_exit=idle_exit, ready=ready)
+    server = Server(
+        engine,
+        listener,
+        token=token,
+        cache=cache,
+        connection_limit=connection_limit,
+        idle_exit=idle_exit,
+        ready=ready,
+    )
     try:
         with _signals(server):
             asyncio.run(server.run_to_end())
@@ -119,11 +130,13 @@ class Server(uvicorn.Server):
         *,
         token: str,
         cache: Cache = "all",
+        connection_limit: float = CONNECTION_SECONDS,
         idle_exit: float | None = None,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
         port = listener.getsockname()[1]
-        self.gate = app(engine, token, (f"{HOST}:{port}", f"localhost:{port}"), cache=cache)
+        hosts = (f"{HOST}:{port}", f"localhost:{port}")
+        self.gate = app(engine, token, hosts, cache=cache, connection_limit=connection_limit)
         self._engine = engine
         self._listener = listener
         self._idle_exit = idle_exit
@@ -164,6 +177,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self.gate.close()
+        for task in self.server_state.tasks:  # requests over HTTP that are under way
+            task.cancel()
         await super().shutdown(sockets)
 
     async def _watch_idleness(self) -> None:

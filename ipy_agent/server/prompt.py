@@ -7,8 +7,7 @@ Rule 1: the two control tokens that make a turn are put in as ids. What anybody 
 through `plain` and is tokenised as text, so it can neither end a turn nor begin one.
 Rule 2: the model's own ids are kept as they came. To tokenise its text again may give
 others, and whatever a cache holds behind the first difference is lost.
-Rule 3: the head depends on instructions, tools and the format of the answer, and on nothing
-else: a `tool_choice` must not cost the cached prefix.
+Rule 3: whatever a turn costs here is for what is new in it: the head is made once.
 """
 
 from __future__ import annotations
@@ -21,25 +20,29 @@ from typing import Any
 
 import msgspec
 
-from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.items import Item, text
+from ipy_agent.protocol.items import CALLS, Item, is_call, text
 from ipy_agent.protocol.requests import Fields
+from ipy_agent.server.compaction import summary_of
 from ipy_agent.server.engine import Job
+from ipy_agent.server.head import ANSWER, INPUT, MEMBERS, Head, key_of, one_text
+from ipy_agent.server.tokens import Tokens
 
-__all__ = ["Head", "Memory", "Part", "Prompt", "Prompts", "Tokens", "plain"]
+__all__ = ["Memory", "Part", "Prompt", "Prompts", "plain"]
 
 Part = str | int
 """A text to be tokenised without control tokens, or the id of one."""
 
 _OPEN, _CLOSE = "<tool_call>\n", "\n</tool_call>"
 _MARK = re.compile(r"(?<=<)(?=\||/?tool_)")
-_ROLES = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
-_TEXT = {
-    "type": "object",
-    "properties": {"text": {"type": "string"}},
-    "required": ["text"],
-    "additionalProperties": False,
+_RECAP = "This is the summary of the conversation so far:\n"
+_UNREAD = "(A summary of the conversation so far that this model cannot read.)"
+_UNSEEN = {
+    "input_image": "a picture that this model cannot see",
+    "input_file": "a file that this model cannot read",
+    "input_audio": "a recording that this model cannot hear",
 }
+_OUTPUTS = {f"{kind}_output" for kind in CALLS}
+_ROLES = {"user": "user", "system": "system", "developer": "system", "assistant": "assistant"}
 _GUIDE = (
     """# Tools
 
@@ -59,71 +62,6 @@ For each function call, return a json object with function name and arguments wi
 )
 
 
-class Tokens:
-    """Token ids as they came, chunk by chunk: turns share what they have in common."""
-
-    __slots__ = ("chunk", "length", "parent")
-
-    def __init__(self, parent: Tokens | None = None, chunk: Iterable[int] = ()) -> None:
-        self.parent = parent
-        self.chunk = tuple(chunk)
-        self.length: int = len(self.chunk) + (parent.length if parent else 0)
-
-    def ids(self) -> list[int]:
-        """Return all of them in order."""
-        chunks: list[tuple[int, ...]] = []
-        node: Tokens | None = self
-        while node is not None:
-            chunks.append(node.chunk)
-            node = node.parent
-        return [each for chunk in reversed(chunks) for each in chunk]
-
-
-class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What every prompt of a conversation begins with, and the form that replies take."""
-
-    key: bytes
-    tokens: Tokens
-    calls: dict[str, Any]
-    """The parameters of each function, and of `answer`, by name. Without tools it is empty."""
-    answer: str
-    """The name that stands for a message."""
-    schema: dict[str, Any] | None
-    """What the client wants the text of a message to be, as a JSON schema."""
-
-    def grammar(self, choice: Any) -> dict[str, Any] | None:
-        """Return the JSON schema of the next reply, if it has to have one.
-
-        Args:
-            choice: the request's `tool_choice`.
-        """
-        if not self.calls:
-            return self.schema
-        names = [name for name in self.calls if self._offers(choice, name)]
-        if not names:
-            raise ResponseFailed(
-                "tool_choice names no tool of this request",
-                status=400,
-                code="invalid_value",
-                param="tool_choice",
-            )
-        calls = [
-            _call(name, _below(f"#/oneOf/{at}/properties/arguments", self.calls[name]))
-            for at, name in enumerate(names)
-        ]
-        return {"oneOf": calls}
-
-    def _offers(self, choice: Any, name: str) -> bool:
-        if not isinstance(choice, dict):
-            return {"none": name == self.answer, "required": name != self.answer}.get(
-                str(choice), True
-            )
-        if choice.get("type") == "allowed_tools":
-            named = any(tool.get("name") == name for tool in choice.get("tools") or ())
-            return named or (name == self.answer and choice.get("mode") != "required")
-        return choice.get("name") == name
-
-
 class Memory(msgspec.Struct, frozen=True):
     """What a conversation looks like to the model, its own last words included."""
 
@@ -132,10 +70,11 @@ class Memory(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A turn's prompt."""
+    """A turn's prompt, and the JSON schema of its reply if that has to have one."""
 
     head: Head
     tokens: Tokens
+    schema: dict[str, Any] | None
 
 
 class Prompts:
@@ -153,11 +92,13 @@ class Prompts:
         self._tokenise = tokenise
         self._start = start
         self._end = end
-        self._known = functools.lru_cache(maxsize=32)(self._head)
+        self._keys = functools.lru_cache(maxsize=32)(key_of)
+        self._heads = functools.lru_cache(maxsize=32)(self._head)
 
     def prompt(self, job: Job) -> Prompt:
         """Return the prompt of a turn; its memory is used if it has the same head."""
-        head = self._known(_key(job.fields))
+        head = self._heads(self._keys(_of_head(job.fields)))
+        schema = head.grammar(job.fields.values.get("tool_choice"))
         if isinstance(job.memory, Memory) and job.memory.head == head.key:
             known, items = job.memory.tokens, job.input.since(job.held)
         else:
@@ -165,7 +106,8 @@ class Prompts:
         parts = [part for item in items for part in self._rendered(item, head)]
         if job.generate:
             parts += [self._start, "assistant\n", *([_OPEN] if head.calls else [])]
-        return Prompt(head, Tokens(known, self._tokenise(parts)) if parts else known)
+        tokens = Tokens(known, self._tokenise(parts)) if parts else known
+        return Prompt(head, tokens, schema)
 
     def memory(self, prompt: Prompt, said: Sequence[int] | None) -> Memory:
         """Return what is to be known when the conversation goes on.
@@ -182,11 +124,12 @@ class Prompts:
         return Memory(prompt.head.key, Tokens(prompt.tokens, own + tail))
 
     def _head(self, key: bytes) -> Head:
-        instructions, tools, schema = msgspec.json.decode(key)
+        instructions, tools, custom, schema = msgspec.json.decode(key)
         answer = "answer"
         while any(tool["name"] == answer for tool in tools):
             answer += "_"
-        about = {"name": answer, "description": "Answer the user.", "parameters": schema or _TEXT}
+        parameters = schema or one_text(ANSWER)
+        about = {"name": answer, "description": "Answer the user.", "parameters": parameters}
         offered = [*tools, about] if tools else []
         signatures = "\n".join(_json({"type": "function", "function": each}) for each in offered)
         said = plain(instructions + "\n\n" if instructions and offered else instructions)
@@ -197,23 +140,26 @@ class Prompts:
             tokens=Tokens(None, self._tokenise(parts) if parts else ()),
             calls={each["name"]: each["parameters"] for each in offered},
             answer=answer,
+            custom=frozenset(custom),
             schema=schema,
         )
 
     def _rendered(self, item: Item, head: Head) -> list[Part]:
         """Return the parts of one item; of one that says nothing to a model, none."""
-        kind = item.get("type") or "message"
-        if kind == "function_call_output":
-            said = plain(text(item))
+        kind = str(item.get("type") or "message")
+        if is_call(item):
+            return self._called(_written(item))
+        if kind in _OUTPUTS:
+            said = plain(_shown(item))
             return self._turn("user", ["<tool_response>\n", *said, "\n</tool_response>"])
-        if kind == "function_call":
-            call = {"name": item.get("name"), "arguments": None}
-            return self._called(_json(call)[: -len("null}")] + str(item.get("arguments")) + "}")
+        if kind == "compaction":
+            summary = summary_of(item)
+            return self._turn("user", plain(_UNREAD if summary is None else _RECAP + summary))
         role = _ROLES.get(str(item.get("role"))) if kind == "message" else None
         if role == "assistant" and head.calls:
-            said_so = text(item) if head.schema else _json({"text": text(item)})
+            said_so = text(item) if head.schema else _json({ANSWER: text(item)})
             return self._called(f'{{"name": {_json(head.answer)}, "arguments": {said_so}}}')
-        return self._turn(role, plain(text(item))) if role else []
+        return self._turn(role, plain(_shown(item))) if role else []
 
     def _called(self, reply: str) -> list[Part]:
         return self._turn("assistant", [_OPEN, *plain(reply), _CLOSE])
@@ -230,61 +176,32 @@ def plain(said: str) -> list[Part]:
     return [part for part in _MARK.split(said) if part]
 
 
-def _call(name: str, parameters: Any) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {"name": {"const": name}, "arguments": parameters},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
+def _of_head(fields: Fields) -> Fields:
+    """Return what the head is made of: metadata, say, may be new with every turn."""
+    return Fields({name: fields.values.get(name) for name in MEMBERS})
 
 
-def _below(place: str, schema: Any) -> Any:
-    """Return a schema that now stands at a place of another: its references go along."""
-    if isinstance(schema, list):
-        return [_below(place, each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    return {
-        name: place + value[1:]
-        if name == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _below(place, value)
-        for name, value in schema.items()
-    }
+def _written(call: Item) -> str:
+    """Return a call as the model would have written it."""
+    said = text(call)
+    arguments = said or "{}" if call["type"] == "function_call" else _json({INPUT: said})
+    return f'{{"name": {_json(call.get("name"))}, "arguments": {arguments}}}'
 
 
-def _key(fields: Fields) -> bytes:
-    """Return what the head depends on, as JSON."""
-    values = fields.values
-    instructions = str(values.get("instructions") or "")
-    try:
-        tools = [_tool(tool) for tool in values.get("tools") or () if _is_function(tool)]
-        return msgspec.json.encode([instructions, tools, _schema(values)])
-    except (TypeError, AttributeError) as error:
-        raise ResponseFailed(
-            f"the tools or the format cannot be read: {error}", status=400, code="invalid_value"
-        ) from None
+def _shown(item: Item) -> str:
+    """Return what an item says, and that there was something where a part is no text."""
+    said = item.get("output") if "output" in item else item.get("content")
+    if not isinstance(said, list):
+        return text(item)
+    parts = [part for part in said if isinstance(part, dict)]
+    return text({"content": [_worded(part) for part in parts]})
 
 
-def _is_function(tool: Any) -> bool:
-    return isinstance(tool, dict) and tool.get("type") == "function" and bool(tool.get("name"))
-
-
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool as models know it. Arguments are always an object."""
-    parameters = {"properties": {}, **(tool.get("parameters") or {}), "type": "object"}
-    return {
-        "name": str(tool["name"]),
-        "description": str(tool.get("description") or ""),
-        "parameters": parameters,
-    }
-
-
-def _schema(values: dict[str, Any]) -> dict[str, Any] | None:
-    asked = (values.get("text") or {}).get("format") or {}
-    if asked.get("type") == "json_schema":
-        return {**(asked.get("schema") or {}), "type": "object"}
-    return {"type": "object"} if asked.get("type") == "json_object" else None
+def _worded(part: Item) -> Item:
+    if "text" in part or "refusal" in part:
+        return part
+    what = _UNSEEN.get(str(part.get("type")), "something that this model cannot read")
+    return {"text": f"({what})"}
 
 
 def _json(value: Any) -> str:

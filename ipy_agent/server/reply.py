@@ -1,7 +1,8 @@
 """A constrained reply, read while it is still being written.
 
 The model writes one JSON object, `{"name": …, "arguments": {…}}`. What it calls is handed on
-as it stands; the call of `answer` is no call but a message, and its text is decoded on the way.
+as it stands; the call of `answer` is no call but a message. Where there is one text and nothing
+else (a message, what a custom tool takes), it is decoded on the way.
 
 Rule 1: `feed` may be given any cut of the reply, and in all the same is said for any cuts.
 Rule 2: nothing is handed on that more text could change: half an escape or half a pair waits.
@@ -11,14 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from ipy_agent.server.engine import CallPiece, TextPiece
 
 __all__ = ["Reply"]
 
 _NAME = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
-_TEXT = re.compile(r'\{\s*"text"\s*:\s*"')
+_OPENING = re.compile(r'\{\s*"\w+"\s*:\s*"')
 _WHOLE = re.compile(
     r"""(?: [^"\\]
     | \\ [^u]
@@ -38,11 +39,15 @@ class Reply:
     Args:
         answer: the name that stands for a message.
         raw: the message is the arguments of `answer` as JSON, not the text in them.
+        custom: the names of tools that take the text in their one argument.
     """
 
-    def __init__(self, answer: str, *, raw: bool = False) -> None:
+    def __init__(
+        self, answer: str, *, raw: bool = False, custom: Container[str] = frozenset()
+    ) -> None:
         self._answer = answer
         self._raw = raw
+        self._custom = custom
         self._rest = ""
         self._depth = 0
         self._quoted = False
@@ -68,15 +73,15 @@ class Reply:
         if found is None:
             return None
         name = json.loads(found[1])
-        if name != self._answer:
-            self._read = self._read_value
-            return [CallPiece(name=name)]
-        self._piece = TextPiece
-        self._read = self._read_value if self._raw else self._read_opening
-        return []
+        if name == self._answer:
+            self._piece = TextPiece
+            self._read = self._read_value if self._raw else self._read_opening
+            return []
+        self._read = self._read_opening if name in self._custom else self._read_value
+        return [CallPiece(name=name)]
 
     def _read_opening(self) -> _Pieces | None:
-        if self._cut(_TEXT) is None:
+        if self._cut(_OPENING) is None:
             return None
         self._read = self._read_text
         return []
@@ -87,7 +92,7 @@ class Reply:
             self._read = self._read_nothing
         if found is None or not found[0]:
             return None
-        return [TextPiece(_paired(json.loads(f'"{found[0]}"', strict=False)))]
+        return [self._piece(_paired(json.loads(f'"{found[0]}"', strict=False)))]
 
     def _read_value(self) -> _Pieces | None:
         """Hand on a JSON object up to its last brace, and not the one around it."""

@@ -2,7 +2,8 @@
 
 A script is a JSON list with an entry a turn, drawn by whoever comes next on whichever
 connection; a warm-up uses up none. Past its end the last user text is echoed. A token is a
-word here, and what the connection's cache holds is counted like anything else.
+word here. The words that a connection's cache holds count as cached, on a fork too; what
+comes from the server's store has to be read anew.
 
 Rule 1: every wait gives way to the other lanes, however fast the script is.
 """
@@ -19,9 +20,10 @@ import msgspec
 
 from ipy_agent.errors import UsageError
 from ipy_agent.protocol.events import Usage
-from ipy_agent.protocol.items import Chain, Item, text
+from ipy_agent.protocol.items import Chain, text
 from ipy_agent.protocol.script import Entry, entries, pieces
 from ipy_agent.server.engine import CallPiece, Finish, HangUp, Job, Piece, TextPiece
+from ipy_agent.server.frames import from_user
 
 __all__ = ["ScriptedEngine", "load"]
 
@@ -62,8 +64,8 @@ class ScriptedEngine:
 
     async def generate(self, job: Job, seat: object) -> AsyncIterator[Piece]:  # noqa: ARG002
         """Answer a job with the next entry. The memory is the number of words held."""
-        cached = job.memory or 0
-        asked = cached + sum(len(text(item).split()) for item in job.input.since(job.held))
+        held = job.memory or 0
+        asked = held + sum(len(text(item).split()) for item in job.input.since(job.held))
         entry = Entry(text="")
         if job.generate:
             entry = next(self._entries, None) or Entry(text=_last_user_text(job.input))
@@ -71,6 +73,7 @@ class ScriptedEngine:
                 async for piece in pieces:
                     yield piece
         said = entry.words()
+        cached = 0 if job.cold else held
         usage = Usage.of(input_tokens=asked, cached_tokens=cached, output_tokens=said)
         yield Finish(usage=usage, memory=asked + said)
 
@@ -113,11 +116,7 @@ def _pieces(entry: Entry) -> Iterator[TextPiece | CallPiece]:
 def _last_user_text(conversation: Chain) -> str:
     node: Chain | None = conversation
     while node is not None and node.parent is not None:
-        if _from_user(node.item):
+        if from_user(node.item):
             return text(node.item)
         node = node.parent
     return ""
-
-
-def _from_user(item: Item) -> bool:
-    return item.get("role") == "user" and item.get("type", "message") == "message"

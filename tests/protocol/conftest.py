@@ -10,14 +10,14 @@ from ipy_agent.protocol.events import Response, ResponseCompleted, decode, encod
 from ipy_agent.protocol.lineage import Lineage, NotHeld, ResponseCache
 from ipy_agent.protocol.requests import Request
 
-HOLDS_ENOUGH = 8
+HOLDS_ENOUGH = 2**20
 
 
 class Ends:
     """A client and a server with nothing between them but the bytes of their frames."""
 
-    def __init__(self, keep=HOLDS_ENOUGH, *, keeps_all=False):
-        self.keep = keep
+    def __init__(self, budget=HOLDS_ENOUGH, *, keeps_all=False):
+        self.budget = budget
         self.keeps_all = keeps_all
         self.numbers = itertools.count(1)
         self.reconnect()
@@ -29,7 +29,7 @@ class Ends:
 
     def restart_server(self):
         """The server forgets everything, and its client does not know."""
-        self.cache = ResponseCache(self.keep)
+        self.cache = ResponseCache(self.budget)
 
     def deliver(self, full):
         """Return what the client sent of `full`, what arrived, and the whole put back there."""

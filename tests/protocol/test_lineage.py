@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ipy_agent import protocol
 from ipy_agent.protocol.items import EMPTY, output_of, user
@@ -249,18 +252,100 @@ def test_a_cache_gives_back_the_engines_memory():
     assert fresh == (EMPTY, None)
 
 
+def continued(name):
+    return request(EMPTY, previous_response_id=name)
+
+
 def test_the_least_recently_used_conversation_goes_first():
     """A conversation that is continued from stays; one that nobody asked for is dropped."""
-    cache = ResponseCache(keep=2)
-    cache.remember(request(CHAIN), "old", ANSWER)
-    cache.remember(request(CHAIN), "idle", ANSWER)
-    cache.expand(request(EMPTY, previous_response_id="old"))
-    cache.remember(request(CHAIN), "new", ANSWER)
+    one = CHAIN.extend(ANSWER).size + ResponseCache.RESPONSE
+    cache = ResponseCache(budget=2 * one)
+    for name in ("old", "idle"):
+        cache.remember(request(EMPTY.extend([user("one")])), name, ANSWER)
+    cache.expand(continued("old"))
+    cache.remember(request(EMPTY.extend([user("one")])), "new", ANSWER)
 
-    assert cache.expand(request(EMPTY, previous_response_id="old"))
+    assert cache.size == 2 * one
+    assert cache.expand(continued("old"))
+    assert cache.expand(continued("new"))
     with pytest.raises(NotHeld, match="idle"):
-        cache.expand(request(EMPTY, previous_response_id="idle"))
-    assert len(cache) == 2
+        cache.expand(continued("idle"))
+
+
+def test_what_conversations_share_counts_once():
+    """A continuation costs its own items, and what is shared stays until the last one goes."""
+    cache = ResponseCache()
+    cache.remember(request(CHAIN), "a", ANSWER)
+    alone = cache.size
+    whole, _ = cache.expand(request(CHAIN, previous_response_id="a"))
+    cache.remember(whole, "b", [])
+    added = CHAIN.size + cache.RESPONSE
+
+    assert cache.size == alone + added
+    cache.forget("a")
+    assert cache.size == alone + added - cache.RESPONSE
+    cache.forget("b")
+    assert cache.size == 0
+
+
+def test_a_conversation_that_is_too_large_is_not_held():
+    """It goes by without costing the others their place, and without what it replaces."""
+    cache = ResponseCache(budget=2000)
+    cache.remember(request(CHAIN), "a", ANSWER)
+    cache.remember(request(CHAIN), "b", ANSWER)
+    cache.remember(request(CHAIN), "b", [message("x" * 2000)])
+
+    assert cache.expand(continued("a"))
+    with pytest.raises(NotHeld):
+        cache.held("b")
+
+
+def test_a_response_that_adds_nothing_counts_too():
+    """Warm-ups without an input cannot be held without end."""
+    cache = ResponseCache(budget=3 * ResponseCache.RESPONSE)
+    for number in range(5):
+        cache.remember(request(EMPTY), str(number), [])
+
+    assert len(cache) == 3
+    empty = ResponseCache(budget=0)
+    empty.remember(request(EMPTY), "a", [])
+    assert len(empty) == 0
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["new", "continue", "race", "forget"]),
+        st.integers(0, 9),
+        st.integers(0, 9),
+        st.integers(0, 3),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS, st.sampled_from([0, 1_000, 3_000, 2**20]))
+def test_the_bytes_told_are_those_that_are_reachable(steps, budget):
+    """New conversations, forks, turns that race with an eviction: the sum is always exact."""
+    cache, taken = ResponseCache(budget), request(EMPTY)
+    for act, name, parent, count in steps:
+        said = [user("x" * 50 * number) for number in range(count)]
+        if act == "forget":
+            cache.forget(str(name))
+            continue
+        if act == "new":
+            taken = request(EMPTY.extend(said))
+        elif act == "continue":
+            with contextlib.suppress(NotHeld):
+                asked = request(EMPTY.extend(said), previous_response_id=str(parent))
+                taken, _ = cache.expand(asked)
+        # A race: what was taken before, whatever has become of its parent.
+        cache.remember(taken, str(name), said)
+
+        held = [each.chain for each in cache._held.values()]
+        nodes = {id(node): node for chain in held for node in chain.back_to_its_beginning()}
+        items = sum(node.size - node.parent.size for node in nodes.values() if node.length)
+        assert cache.size == items + cache.RESPONSE * len(held) <= budget
+        assert set(cache._holders) == set(nodes)
 
 
 def test_a_forgotten_conversation_is_not_held():
@@ -320,7 +405,7 @@ def lines_run(work):
 @pytest.mark.parametrize("keeps_all", [False, True])
 def test_a_turn_costs_the_same_at_any_length(new_ends, keeps_all):
     """Turn 200 runs as many lines and compares as many items as turn 3, at both ends."""
-    ends, chain, costs = new_ends(keep=1024, keeps_all=keeps_all), EMPTY, {}
+    ends, chain, costs = new_ends(keeps_all=keeps_all), EMPTY, {}
     for number in range(1, 201):
         chain = chain.extend([Counted(user(str(number)))])
         Counted.compared, full = 0, request(chain)

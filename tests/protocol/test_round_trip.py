@@ -53,9 +53,9 @@ class Conversations(RuleBasedStateMachine):
         super().__init__()
         self.new_ends = new_ends
 
-    @initialize(keep=st.sampled_from([0, 1, 2, 8, 8]), keeps_all=st.booleans())
-    def begin(self, keep, keeps_all):
-        self.ends = self.new_ends(keep, keeps_all=keeps_all)
+    @initialize(budget=st.sampled_from([0, 700, 1500, 2**20, 2**20]), keeps_all=st.booleans())
+    def begin(self, budget, keeps_all):
+        self.ends = self.new_ends(budget, keeps_all=keeps_all)
         self.latest = {}
         self.values = FIELDS[0]
         self.chains = {None: EMPTY, "idea2": EMPTY}
@@ -110,7 +110,7 @@ class Conversations(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_bounded(self):
-        assert len(self.ends.cache) <= self.ends.keep
+        assert self.ends.cache.size <= self.ends.budget
 
     def answer(self, full, whole, output):
         """Answer, and take note of what may be continued from now."""

@@ -14,6 +14,7 @@ from ipy_agent.protocol.events import Usage
 from ipy_agent.server.connection import Connection
 from ipy_agent.server.engine import Finish, TextPiece
 from ipy_agent.server.process import Server, _listener
+from ipy_agent.server.responses import Responses
 
 TOKEN = "a-token-of-the-tests"
 LAST = {"response.completed", "response.incomplete", "response.failed", "error"}
@@ -94,10 +95,14 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def connected(engine, **options):
-    """Connect a client in memory until the block ends; it leaves unless it has been left."""
+    """Connect a client in memory until the block ends; it leaves unless it has been left.
+
+    With a `Responses` in the engine's place several of them share its store.
+    """
+    responses = engine if isinstance(engine, Responses) else Responses(engine)
     client = Client()
     client.to_server.put_nowait({"type": "websocket.connect"})
-    connection = Connection(engine, client.to_server.get, client.to_client.put, **options)
+    connection = Connection(responses, client.to_server.get, client.to_client.put, **options)
     client.serving = asyncio.create_task(connection.run())
     assert await client.message() == {"type": "websocket.accept"}
     try:

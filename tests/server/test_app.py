@@ -60,6 +60,9 @@ def test_models_and_health_are_told(listening):
         ("GET", "/v1/responses", 426, "upgrade_required"),
         ("DELETE", "/v1/responses", 405, "method_not_allowed"),
         ("GET", "/v1/responses/", 404, "not_found"),
+        ("GET", "/v1/responses/resp_gone", 404, "not_found"),
+        ("POST", "/v1/responses/compact/more", 415, "unsupported_media_type"),
+        ("DELETE", "/v1/responses/resp_gone", 405, "method_not_allowed"),
         ("GET", "/", 404, "not_found"),
         ("GET", "/v1/chat/completions", 404, "not_found"),
     ],
@@ -71,17 +74,9 @@ def test_other_requests_are_refused_in_json(listening, method, path, status, cod
     assert (got, body["error"]["code"]) == (status, code)
 
 
-def test_a_post_is_told_to_upgrade(listening):
-    """A client that speaks HTTP learns what is spoken here."""
-
-    async def main():
-        async with listening(ScriptedEngine()) as served:
-            json_type = {"Content-Type": "application/json"}
-            return await asyncio.to_thread(
-                lambda: request(served, "POST", "/v1/responses", b"{}", **json_type)
-            )
-
-    status, headers, body = asyncio.run(main())
+def test_a_get_without_an_upgrade_is_told_what_it_is_for(listening):
+    """A client whose upgrade was lost on the way learns so."""
+    ((status, headers, body),) = asked(listening, ("GET", "/v1/responses"))
 
     assert status == 426
     assert headers["Upgrade"] == "websocket"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,6 +82,55 @@ def test_a_call_is_told_in_the_documented_order():
             "arguments": '{"a":1}',
         }
     ]
+
+
+def test_a_custom_call_is_told_in_the_documented_order():
+    """Where the request says that a name is a custom tool's, its call has an input and no JSON."""
+    frames = told(
+        Composer("x", custom={"shell"}),
+        CallPiece("ls", name="shell"),
+        CallPiece(" -l"),
+        CallPiece("{}", name="f"),
+        Finish(usage=USAGE),
+    )
+
+    assert kinds(frames)[:7] == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "custom_tool_call_input.delta",
+        "custom_tool_call_input.delta",
+        "custom_tool_call_input.done",
+        "output_item.done",
+    ]
+    assert frames[2]["item"]["input"] == ""
+    assert frames[4] == {
+        "type": "response.custom_tool_call_input.delta",
+        "sequence_number": 4,
+        "item_id": "ctc_x_0",
+        "output_index": 0,
+        "delta": " -l",
+    }
+    assert frames[5]["input"] == "ls -l"
+    custom, call = frames[-1]["response"]["output"]
+    assert custom == {
+        "id": "ctc_x_0",
+        "type": "custom_tool_call",
+        "status": "completed",
+        "call_id": "call_x_0",
+        "name": "shell",
+        "input": "ls -l",
+    }
+    assert (call["id"], call["type"], call["arguments"]) == ("fc_x_1", "function_call", "{}")
+
+
+def test_the_response_is_the_one_that_was_told_last():
+    """Whoever stores it stores what the client heard."""
+    composer = Composer("x", store=True)
+    frames = told(composer, TextPiece("a"), Finish(usage=USAGE, timings={"prompt_ms": 7}))
+
+    assert json.loads(msgspec.json.encode(composer.response)) == frames[-1]["response"]
+    assert frames[-1]["response"]["store"] is True
 
 
 def test_items_follow_one_another():

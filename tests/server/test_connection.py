@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ipy_agent.server.connection import MAX_IN_FLIGHT, MAX_NAMED_LANES
+from ipy_agent.server.connection import MAX_IN_FLIGHT, MAX_NAMED_LANES, MAX_WAITING
 from ipy_agent.server.scripted import ScriptedEngine
 
 
@@ -134,6 +134,7 @@ def test_a_lane_with_a_bad_name_is_refused_under_that_name(connected):
 
     assert (refused["status"], refused["stream_id"]) == (400, "a b")
     assert refused["error"]["code"] == "invalid_stream_id"
+    assert refused["error"]["param"] == "stream_id"
 
 
 @pytest.mark.parametrize("frame", ["", "[]", "{}", '{"type":"response.cancel"}', "[" * 9999])
@@ -150,3 +151,57 @@ def test_a_bad_frame_is_answered_and_closes_nothing(connected, frame):
 
     assert (refused["type"], refused["status"]) == ("error", 400)
     assert answer["type"] == "response.completed"
+
+
+def test_a_bounded_number_of_asks_waits_on_a_lane(connected, watched):
+    """One too many is refused in its turn, in the lane's name, with how long to wait."""
+    go = asyncio.Event()
+
+    async def wait(_):
+        await go.wait()
+
+    async def main():
+        async with connected(watched(wait)) as client:
+            client.ask("runs", stream_id="a")
+            for _ in range(2):
+                await client.event()
+            for number in range(MAX_WAITING + 1):
+                client.ask(str(number), stream_id="a")
+            # The frames are read in order: when this one is answered, all of them wait.
+            client.say({"type": "response.steer"})
+            assert (await client.event())["type"] == "response.steer.failed"
+            go.set()
+            ends = [(await client.turn())[-1] for _ in range(MAX_WAITING + 2)]
+            return ends, await client.answer("hi", stream_id="a")
+
+    ends, after = asyncio.run(main())
+
+    refused = ends.pop()
+    assert {end["type"] for end in ends} == {"response.completed"}
+    assert (refused["status"], refused["stream_id"]) == (429, "a")
+    assert refused["error"]["code"] == "too_many_requests"
+    assert refused["error"]["headers"] == {"Retry-After": "1"}
+    assert after["type"] == "response.completed"
+
+
+def test_a_steer_is_answered_at_once(connected):
+    """Also while the lane that it means is busy; the turn goes on."""
+
+    async def main():
+        async with connected(ScriptedEngine([{"text": "a", "then": "hang"}])) as client:
+            client.ask("hi", stream_id="a")
+            while (await client.event())["type"] != "response.output_text.delta":
+                pass
+            client.say({"type": "response.steer", "previous_response_id": "r", "input": "left"})
+            return await client.event()
+
+    assert asyncio.run(main()) == {
+        "type": "response.steer.failed",
+        "sequence_number": 0,
+        "error": {
+            "type": "invalid_request_error",
+            "code": "steering_not_supported",
+            "message": "a response cannot be steered here: ask anew",
+        },
+        "steer": {"previous_response_id": "r", "input": "left"},
+    }

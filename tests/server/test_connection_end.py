@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -156,3 +157,37 @@ def test_a_cancelled_connection_says_that_it_goes_away(connected):
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(main())
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_connection_ends_when_it_is_old(connected, watched, busy):
+    """In a turn or not, it hears why, is closed in order, and nothing runs on."""
+
+    async def forever(_):
+        await asyncio.Event().wait()
+
+    engine = watched(forever)
+
+    async def main():
+        async with connected(engine, seconds=0.05) as client:
+            if busy:
+                client.ask("hi", stream_id="a")
+            told = [await client.message()]
+            while told[-1]["type"] == "websocket.send":
+                told.append(await client.message())
+            return told[-2:]
+
+    said, end = asyncio.run(main())
+
+    assert json.loads(said["text"]) == {
+        "type": "error",
+        "status": 400,
+        "error": {
+            "message": "this connection has reached its time limit: open another",
+            "type": "invalid_request_error",
+            "code": "websocket_connection_limit_reached",
+        },
+    }
+    assert end == {"type": "websocket.close", "code": 1000}
+    assert engine.running == 0
+    assert engine.left == engine.stopped

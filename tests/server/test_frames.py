@@ -9,11 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.requests import Request
-from ipy_agent.server.frames import check_lane, open_calls, read
+from ipy_agent.protocol.events import Other
+from ipy_agent.protocol.requests import Fields, Request
+from ipy_agent.server.frames import (
+    check_input,
+    check_lane,
+    custom_tools,
+    from_user,
+    open_calls,
+    posted,
+    read,
+)
 
 CALL = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "a", "output": "1"}
+CUSTOM = {"type": "custom_tool_call", "call_id": "a", "name": "f", "input": "x"}
+CUSTOM_OUTPUT = {"type": "custom_tool_call_output", "call_id": "a", "output": "1"}
+A, B = ("function_call", "a"), ("function_call", "b")
+CUSTOM_A = ("custom_tool_call", "a")
 
 
 def test_a_create_is_read_with_its_lane():
@@ -67,7 +80,8 @@ values = st.recursive(
     max_leaves=8,
 )
 names = ("type", "input", "stream_id", "previous_response_id", "generate", "model")
-frames = st.dictionaries(st.sampled_from(names), values | st.just("response.create"))
+kinds = st.sampled_from(["response.create", "response.steer"])
+frames = st.dictionaries(st.sampled_from(names), values | kinds)
 
 
 @given(st.text() | frames.map(json.dumps))
@@ -76,7 +90,7 @@ def test_no_frame_is_a_surprise(frame):
     lane, ask = read(frame)
 
     assert lane is None or isinstance(lane, str)
-    assert isinstance(ask, Request | ResponseFailed)
+    assert isinstance(ask, Request | ResponseFailed | Other)
 
 
 @pytest.mark.parametrize("name", [None, "a", "A-1_b.c", "x" * 256])
@@ -98,14 +112,107 @@ def test_a_lane_may_not_be_named_so(name):
     ("before", "items", "left"),
     [
         ((), [], set()),
-        ((), [CALL], {"a"}),
+        ((), [CALL], {A}),
         ((), [CALL, OUTPUT], set()),
-        (("a",), [OUTPUT], set()),
-        (("a", "b"), [OUTPUT], {"b"}),
-        (("a",), [{"type": "message"}, {}], {"a"}),
-        ((), [{"type": "function_call", "call_id": ["odd"]}], {"['odd']"}),
+        ((), [CUSTOM], {CUSTOM_A}),
+        ((), [CUSTOM, CUSTOM_OUTPUT], set()),
+        ((), [CUSTOM, OUTPUT], {CUSTOM_A}),
+        ((), [CALL, CUSTOM_OUTPUT], {A}),
+        ((A,), [OUTPUT], set()),
+        ((A, B), [OUTPUT], {B}),
+        ((A,), [{"type": "message"}, {}], {A}),
+        ((), [{"type": "function_call", "call_id": ["odd"]}], {("function_call", "['odd']")}),
     ],
 )
 def test_a_call_is_open_until_its_output_is_there(before, items, left):
     """What is still to be answered follows from what was open and what is new."""
     assert open_calls(frozenset(before), items) == left
+
+
+def test_a_call_without_output_is_told_by_its_kind():
+    """The refusal names each call, and what kind of call it is."""
+    with pytest.raises(ResponseFailed) as refused:
+        check_input(Request(fields=Fields({})), frozenset({A, CUSTOM_A}))
+
+    said = "No tool output found for custom tool call a, function call a."
+    assert (str(refused.value), refused.value.code) == (said, "missing_tool_output")
+    assert refused.value.param == "input"
+
+
+@pytest.mark.parametrize(
+    ("tools", "names"),
+    [
+        (None, set()),
+        ("odd", set()),
+        ([5, None, {}, {"type": "function", "name": "f"}], set()),
+        ([{"type": "custom", "name": "shell"}, {"type": "function", "name": "f"}], {"shell"}),
+    ],
+)
+def test_custom_tools_are_told_by_the_request(tools, names):
+    """Those of the type `custom` are, and tools of an odd shape are none."""
+    assert custom_tools(Fields({"tools": tools})) == names
+
+
+@pytest.mark.parametrize(
+    ("item", "whether"),
+    [
+        ({"role": "user", "content": "hi"}, True),
+        ({"type": "message", "role": "user", "content": "hi"}, True),
+        ({"type": "message", "role": "assistant", "content": "hi"}, False),
+        ({"type": "odd", "role": "user"}, False),
+        ({}, False),
+    ],
+)
+def test_who_said_a_message_is_told_by_its_role(item, whether):
+    """A message need not say that it is one; anything else is nobody's message."""
+    assert from_user(item) is whether
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        ({"previous_response_id": "r", "input": "left"}, "steering_not_supported"),
+        ({"previous_response_id": "r", "input": [{"role": "user"}]}, "steering_not_supported"),
+        ({"previous_response_id": "r"}, "invalid_input"),
+        ({"previous_response_id": "r", "input": []}, "invalid_input"),
+        ({"previous_response_id": "r", "input": 5}, "invalid_input"),
+        ({"input": "left"}, "invalid_input"),
+        ({"previous_response_id": 5, "input": "left"}, "invalid_input"),
+    ],
+)
+def test_a_steer_has_its_answer_at_once(frame, code):
+    """Nothing can be steered here; what was to be said comes back, to be said anew."""
+    lane, said = read(json.dumps({"type": "response.steer", **frame}))
+
+    assert lane is None
+    assert said.frame["type"] == "response.steer.failed"
+    assert said.frame["sequence_number"] == 0
+    assert said.frame["error"]["type"] == "invalid_request_error"
+    assert said.frame["error"]["code"] == code
+    assert said.frame["error"]["message"]
+    assert said.frame["steer"] == {"previous_response_id": None, "input": None, **frame}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"input":5}', b'{"input":NaN}', b"[" * 99_999],
+)
+def test_a_body_that_cannot_be_taken_is_a_bad_request(body):
+    """Whatever is posted is a request or refused with a reason."""
+    with pytest.raises(ResponseFailed, match="the body cannot be read") as refused:
+        posted(body)
+
+    assert (refused.value.status, refused.value.code) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    ("stream", "streamed"), [("true", True), ("false", False), ("null", False), ('"no"', False)]
+)
+def test_a_body_says_whether_it_wants_a_stream(stream, streamed):
+    """Only `true` asks for one; lanes and warm-ups are for WebSocket alone."""
+    body = f'{{"input":"hi","stream":{stream},"stream_id":"a","generate":false}}'
+
+    request, wanted = posted(body.encode())
+
+    assert wanted is streamed
+    assert (request.stream_id, request.generate) == (None, True)

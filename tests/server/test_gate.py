@@ -128,7 +128,7 @@ def test_every_route_lets_good_credentials_in(kind, method, path):
 
     status, _, _ = answer(server(), scope(kind, path, headers, method))
 
-    assert status in ({101, 404} if kind == "websocket" else {200, 404, 426})
+    assert status in ({101, 404} if kind == "websocket" else {200, 400, 404, 426})
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from ipy_agent.server import weights
 
 gguf = pytest.importorskip("ipy_agent.server.gguf", exc_type=ImportError)
 
-MEMINFO = "MemTotal: 2000 kB\nMemAvailable: 1000 kB\n"
-
 
 @pytest.fixture(name="model", scope="module")
 def _model():
@@ -18,37 +16,9 @@ def _model():
         file = weights.path("smollm2-135m-instruct")
     except ModelUnavailable as missing:
         pytest.skip(str(missing))
-    model = gguf.Gguf(file, slots=1, context=512)
+    model = gguf.Gguf(file, slots=2, context=512)
     yield model
     model.close()
-
-
-def test_the_machines_memory_counts(tmp_path):
-    """What the system calls available is what may be taken."""
-    (tmp_path / "meminfo").write_text(MEMINFO)
-
-    assert gguf.memory_available(tmp_path, tmp_path / "none") == 1000 * 1024
-
-
-def test_a_containers_share_counts_too(tmp_path):
-    """The smaller of the two is the limit; file pages that can go count as free."""
-    (tmp_path / "meminfo").write_text(MEMINFO)
-    for name, value in {
-        "max": "900000",
-        "current": "600000",
-        "stat": "anon 1\ninactive_file 70",
-    }.items():
-        (tmp_path / f"memory.{name}").write_text(value)
-
-    assert gguf.memory_available(tmp_path, tmp_path) == 300_070
-
-
-def test_an_unlimited_container_is_no_limit(tmp_path):
-    """`max` is a word there, not a number."""
-    (tmp_path / "meminfo").write_text(MEMINFO)
-    (tmp_path / "memory.max").write_text("max\n")
-
-    assert gguf.memory_available(tmp_path, tmp_path) == 1000 * 1024
 
 
 def test_no_memory_no_model(tmp_path):
@@ -103,6 +73,67 @@ def test_the_ids_of_an_answer_are_all_told(model):
     assert len(wanted) > 8
     assert len(done.ids) == done.timings["predicted_n"]
     assert "🦊 日本 👩🏽‍🚀" in "".join(heard)
+
+
+def longer(model, prompt, slot, **more):
+    """Let a slot read a prompt, and return what came of it."""
+    return model.complete(slot, prompt, max_tokens=4, temperature=0, **more)
+
+
+@pytest.mark.model
+def test_a_slot_is_given_what_another_one_holds(model):
+    """All of it is found there, the first keeps it, and no file of it is left."""
+    prompt = model.tokenise(["A ship sailed on. " * 40])
+    longer(model, model.tokenise(["Something else."]), 1)
+    first = longer(model, prompt, 0)
+    told = [*prompt, *first.ids, *model.tokenise(["Then"])]
+
+    copied = model.copy(0, 1)
+
+    for slot in (1, 0):
+        assert longer(model, told, slot).timings["cache_n"] == len(prompt) + len(first.ids) - 1
+    assert copied
+    assert [file.suffix for file in gguf.Path(model._folder.name).iterdir()] == [".sock"]
+
+
+@pytest.mark.model
+def test_only_what_is_equal_is_reused_of_a_copy(model):
+    """Up to the first id that differs; a cache that is not to be used is not."""
+    prompt = model.tokenise(["A ship sailed on. " * 40])
+    longer(model, prompt, 0)
+    model.copy(0, 1)
+
+    some = longer(model, [*prompt[:100], *prompt[:9]], 1).timings["cache_n"]
+    none = longer(model, prompt, 1, cache_prompt=False).timings["cache_n"]
+
+    assert (some, none) == (100, 0)
+
+
+@pytest.mark.model
+def test_a_copy_that_fails_is_told_and_does_no_harm(model):
+    """No room, no file, an empty slot: the next prompt is computed as if nothing had been."""
+    prompt = model.tokenise(["A ship sailed on."])
+    folder = gguf.Path(model._folder.name)
+    wanted = longer(model, prompt, 1, cache_prompt=False).ids
+    longer(model, prompt, 0)
+    (folder / "1.kv").symlink_to(folder / "nowhere" / "1.kv")
+
+    assert not model.copy(0, 1)
+    assert longer(model, prompt, 1, cache_prompt=False).ids == wanted
+
+
+@pytest.mark.model
+def test_what_was_read_is_told(model):
+    """All of a prompt, or as much of it as a stopped one came to."""
+    prompt = model.tokenise(["word " * 300])
+
+    whole = longer(model, prompt, 0, cache_prompt=False)
+    stops = iter([False, False])
+    part = longer(model, prompt, 0, cache_prompt=False, stop=lambda: next(stops, True))
+
+    assert whole.read == len(prompt)
+    assert 0 < part.read < len(prompt)
+    assert longer(model, prompt, 0).timings["cache_n"] >= part.read
 
 
 @pytest.mark.model

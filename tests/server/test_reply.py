@@ -65,6 +65,27 @@ def test_the_arguments_of_a_call_are_handed_on_as_they_stand(data, arguments, es
     assert got in written
 
 
+@given(st.data(), texts, ascii_or_not)
+def test_what_a_custom_tool_takes_is_decoded_whatever_the_cuts(data, text, escaped):
+    """It gets the text itself, and not the JSON around it."""
+    written = whole("run", {"input": text}, ensure_ascii=escaped)
+    reply, cuts = data.draw(cut(st.just(written)))
+
+    assert said(reply, cuts, custom={"run"}) == ("", text, ["run"], True)
+
+
+def test_a_custom_tool_is_named_before_it_takes_anything():
+    """Whoever listens knows whose text it is that begins; other tools' arguments stay JSON."""
+    reply = Reply("answer", custom={"run"})
+
+    begun = reply.feed('{"name": "run", "arguments": {')
+    more = reply.feed('"input": "a\\n')
+
+    assert begun == [CallPiece(name="run")]
+    assert more == [CallPiece("a\n")]
+    assert said(whole("put", {"input": "a"}), custom={"run"})[1] == '{"input": "a"}'
+
+
 def test_a_half_of_a_pair_is_replaced():
     """What no encoding can carry does not get to the wire."""
     reply = r'{"name": "answer", "arguments": {"text": "\ud83d x \ude00 \ud83d\ud83d\ude00"}}'

@@ -112,6 +112,17 @@ def test_tokens_are_words():
     assert end.memory == 13
 
 
+def test_what_was_stored_is_known_and_not_cached():
+    """A conversation out of the server's store has its length, but is read anew."""
+    (pieces,) = played(
+        ScriptedEngine([{"text": "b"}]),
+        job(user("held"), user("two new"), held=1, memory=7, cold=True),
+    )
+
+    end = pieces[-1]
+    assert (end.usage.input_tokens, end.usage.detail("cached_tokens"), end.memory) == (9, 0, 10)
+
+
 def test_what_is_held_counts_as_much_as_what_is_sent_again():
     """The memory of a turn equals the words of the conversation that it left behind."""
     call = {"name": "f", "arguments": {"code": "a = 1"}}
