@@ -11,7 +11,6 @@ Rule 3: an interrupt ends a run as a cancellation; a KeyboardInterrupt would end
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -21,13 +20,14 @@ import msgspec
 from ipy_agent.agent.conversation import Conversation
 from ipy_agent.agent.early import EarlyCalls, Hear, Perform
 from ipy_agent.agent.schemas import Misfit, Shape
-from ipy_agent.errors import AnswerMisfit, BudgetExceeded, ProtocolError, ResponseFailed
+from ipy_agent.errors import AnswerMisfit, BudgetExceeded, ProtocolError
 from ipy_agent.protocol.events import (
     TERMINAL,
     Error,
     Reason,
     Response,
     ResponseFailedEvent,
+    failed,
 )
 from ipy_agent.protocol.items import CALLS, Item, calls, is_call, output_of, text, user
 from ipy_agent.protocol.requests import Fields, Request
@@ -198,7 +198,7 @@ async def _exchange(transport: Transport, request: Request, hear: Hear) -> Respo
             elif isinstance(event, TERMINAL):
                 response = event.response
     if failure is not None:
-        raise _failed(failure, status)
+        raise failed(failure, status)
     if response is None:
         raise ProtocolError("the endpoint ended a response without saying how", sent=True)
     if not all(map(_is_sound, response.output or ())):
@@ -228,25 +228,6 @@ def _reason(error: Item | None) -> Reason:
         return msgspec.convert(error or {}, Reason)
     except msgspec.ValidationError:
         return Reason()
-
-
-def _failed(reason: Reason, status: int | None) -> ResponseFailed:
-    headers = {name.lower(): value for name, value in (reason.headers or {}).items()}
-    return ResponseFailed(
-        " ".join((reason.message or "the endpoint gave no reason").split()),
-        code=str(reason.code) if reason.code is not None else None,
-        status=status,
-        param=reason.param,
-        retry_after=_seconds(headers.get("retry-after")),
-    )
-
-
-def _seconds(said: Any) -> float | None:
-    try:
-        seconds = float(said)
-    except (TypeError, ValueError):
-        return None
-    return seconds if 0 <= seconds < math.inf else None
 
 
 def _status(error: BaseException, limit: asyncio.Timeout) -> str:

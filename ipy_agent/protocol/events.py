@@ -8,12 +8,14 @@ Fields that we have no use for are skipped while decoding: `created`, `in_progre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from ipy_agent.errors import ResponseFailed
 from ipy_agent.protocol.items import Item
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "Usage",
     "decode",
     "encode",
+    "failed",
 ]
 
 
@@ -234,6 +237,26 @@ class Error(Event, tag="error"):
     def reason(self) -> Reason:
         """Return the reason in one form, whichever way the frame told it."""
         return self.error or Reason(message=self.message, code=self.code, param=self.param)
+
+
+def failed(reason: Reason, status: int | None) -> ResponseFailed:
+    """Return the exception that a reason for a failure stands for."""
+    headers = {name.lower(): value for name, value in (reason.headers or {}).items()}
+    return ResponseFailed(
+        " ".join((reason.message or "the endpoint gave no reason").split()),
+        code=str(reason.code) if reason.code is not None else None,
+        status=status,
+        param=reason.param,
+        retry_after=_seconds(headers.get("retry-after")),
+    )
+
+
+def _seconds(said: Any) -> float | None:
+    try:
+        seconds = float(said)
+    except (TypeError, ValueError):
+        return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
 class Other(Event):

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from ipy_agent.errors import MissingExtra, ResponseFailed
+from ipy_agent.protocol import sse
 from ipy_agent.protocol.events import Error, Event, encode
 from ipy_agent.server.composer import refusal
 from ipy_agent.server.engine import HangUp
@@ -161,8 +162,7 @@ class _Stream(Response):
 
 
 def _part(event: Event) -> dict[str, Any]:
-    kind = str(event.__struct_config__.tag).encode()
-    body = b"event: %s\ndata: %s\n\n" % (kind, encode(event))
+    body = sse.encode(str(event.__struct_config__.tag), encode(event))
     return {"type": "http.response.body", "body": body, "more_body": True}
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from ipy_agent.endpoints import Endpoint
+from ipy_agent.errors import AuthenticationFailed
 from ipy_agent.trace import Notice
 from ipy_agent.transport.local import local_server
 
-__all__ = ["Address", "Locate", "addresses", "local_address"]
+__all__ = ["Address", "Locate", "addresses", "key_refused", "local_address"]
 
 Locate = Callable[..., Coroutine[Any, Any, tuple[str, str | None]]]
 """Finds or starts a server, given what hears of it and `model`: its base URL and its token."""
@@ -69,3 +70,9 @@ async def local_address(
 
 def _address(endpoint: Endpoint, key: str | None) -> Address:
     return Address(endpoint.websocket_url, endpoint.http_url, key)
+
+
+def key_refused(endpoint: Endpoint) -> AuthenticationFailed:
+    """Return what is told where an endpoint does not take its key."""
+    key = f"check {endpoint.key_env}" if endpoint.key_env else "name its variable (--key-env)"
+    return AuthenticationFailed(f"{endpoint.name} does not take the key: {key}")

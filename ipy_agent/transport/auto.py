@@ -15,8 +15,8 @@ from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import Notice, RequestSent
 from ipy_agent.transport import Stream, Transport
-from ipy_agent.transport.address import Locate, local_address
-from ipy_agent.transport.http import HttpTransport, key_refused
+from ipy_agent.transport.address import Locate, key_refused, local_address
+from ipy_agent.transport.http import HttpTransport
 from ipy_agent.transport.websocket import WebSocketTransport
 
 __all__ = ["AutoTransport"]

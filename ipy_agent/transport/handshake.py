@@ -12,8 +12,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
 
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import AgentError, AuthenticationFailed, ConnectionFailed, UpgradeRefused
-from ipy_agent.transport.address import Address
+from ipy_agent.errors import AgentError, ConnectionFailed, UpgradeRefused
+from ipy_agent.transport.address import Address, key_refused
 
 __all__ = ["MAX_FRAME", "open_socket"]
 
@@ -61,10 +61,9 @@ async def open_socket(endpoint: Endpoint, address: Address) -> ClientConnection:
 def _refused(endpoint: Endpoint, refused: InvalidStatus) -> AgentError:
     status = refused.response.status_code
     if status == 401:  # noqa: PLR2004 (HTTP's own number)
-        key = f"check {endpoint.key_env}" if endpoint.key_env else "name its variable (--key-env)"
-        return AuthenticationFailed(f"{endpoint.name} does not take the key: {key}")
+        return key_refused(endpoint)
     return UpgradeRefused(
         f"{endpoint.name} answers at {endpoint.url}, but refuses a WebSocket (HTTP {status}): "
-        "use an endpoint that speaks the Responses API over WebSocket",
+        "leave the transport to `auto`, or use one that speaks WebSocket",
         status=status,
     )

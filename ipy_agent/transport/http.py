@@ -19,26 +19,30 @@ import msgspec
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import (
-    AuthenticationFailed,
     ConnectionFailed,
     MessageTooBig,
-    ResponseFailed,
     UsageError,
 )
-from ipy_agent.protocol.events import Error, Event, Reason, ResponseCompleted
+from ipy_agent.protocol.events import Error, Event, Reason, ResponseCompleted, failed
 from ipy_agent.protocol.items import EMPTY, Item
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
-from ipy_agent.transport.address import Address, Locate, addresses, local_address
+from ipy_agent.transport.address import (
+    Address,
+    Locate,
+    addresses,
+    key_refused,
+    local_address,
+)
 from ipy_agent.transport.reply import events, output, reason_of
 from ipy_agent.transport.websocket import FIRST_EVENT_SECONDS, IDLE_SECONDS
 
 if TYPE_CHECKING:
     from ipy_agent.transport.posts import Client, Post
 
-__all__ = ["HttpTransport", "key_refused"]
+__all__ = ["HttpTransport"]
 
 _NO_ROUTE = frozenset({404, 405})
 _NO_COMPACTION = _NO_ROUTE | {501}
@@ -128,7 +132,7 @@ class HttpTransport:
             said = await self._refusal(post, compacting=True)
             if said is None:
                 return output(await post.whole())
-            raise _failed(said)
+            raise failed(said.reason, said.status)
         finally:
             await post.close()
 
@@ -243,12 +247,6 @@ class HttpTransport:
         return _error(status, reason, post.headers, name)
 
 
-def key_refused(endpoint: Endpoint) -> AuthenticationFailed:
-    """Return what is told where an endpoint does not take its key."""
-    key = f"check {endpoint.key_env}" if endpoint.key_env else "name its variable (--key-env)"
-    return AuthenticationFailed(f"{endpoint.name} does not take the key: {key}")
-
-
 def _told(
     request: Request, short: Request, body: bytes, post: Post, *, resent: str | None, attempt: int
 ) -> RequestSent:
@@ -275,16 +273,6 @@ def _error(status: int, reason: Reason | None, headers: Mapping[str, str], name:
     reason = reason or Reason(message=f"{name} refused with HTTP {status} and gave no reason")
     reason = msgspec.structs.replace(reason, headers={**told, **(reason.headers or {})} or None)
     return Error(status=status, error=reason)
-
-
-def _failed(refused: Error) -> ResponseFailed:
-    reason = refused.reason
-    return ResponseFailed(
-        " ".join((reason.message or "the endpoint gave no reason").split()),
-        code=None if reason.code is None else str(reason.code),
-        status=refused.status,
-        param=reason.param,
-    )
 
 
 def _parent_is_gone(event: Event) -> bool:
