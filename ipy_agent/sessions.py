@@ -22,6 +22,7 @@ from ipy_agent.agent.branches import Branches
 from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import compacted
 from ipy_agent.agent.early import Hear, Perform
+from ipy_agent.agent.fields import fields_of
 from ipy_agent.agent.loop import Ask, Said, answer, warm
 from ipy_agent.agent.pictures import picture
 from ipy_agent.agent.runs import Front, Quiet, attend
@@ -400,24 +401,8 @@ class Session:
         shape: Shape | None = None,
     ) -> Fields:
         """Return all of a request but its input, the same object while nothing changed."""
-        model = settings.model or target.model
-        if model is None and target.needs_model:
-            raise UsageError(f"{target.name} has no model of its own: name one (-m MODEL)")
-        reasoning = {"effort": settings.effort, "summary": settings.summary}
-        values = {
-            "model": model,
-            "instructions": settings.instructions or target.instructions,
-            "tools": [tool.definition for tool in tools.values()],
-            "parallel_tool_calls": settings.parallel_tool_calls,
-            "reasoning": {k: v for k, v in reasoning.items() if v is not None},
-            # Thoughts that an endpoint does not store have to come along when all is sent again.
-            "include": _ENCRYPTED if target.reasoning and not settings.store else [],
-            "text": {"format": shape.format} if shape else {},
-            "max_output_tokens": settings.max_output_tokens,
-            "store": settings.store,
-            "prompt_cache_key": settings.prompt_cache_key or self.id,
-        }
-        values = {name: value for name, value in values.items() if value not in (None, [], {})}
+        key = settings.prompt_cache_key or self.id
+        values = fields_of(settings, target, tools.values(), shape, key)
         if values != self._fields.values:
             self._fields = Fields(values)
         return self._fields
@@ -434,9 +419,6 @@ class Session:
         """Have a branch, or all of them, for oneself."""
         self._connections.check()
         return self._branches.all_at_rest() if name is None else self._branches.alone_on(name)
-
-
-_ENCRYPTED = ["reasoning.encrypted_content"]
 
 
 def _pictures(images: Sequence[Any], target: Endpoint) -> list[Item]:

@@ -109,6 +109,7 @@ class Gate:
         self._hosts = frozenset(host.lower().encode() for host in hosts)
         self._origins = frozenset(origin.encode() for origin in origins)
         self._sockets: set[asyncio.Task[Any]] = set()
+        self._inside = 0
         self._leaving = False
         self._clock = clock
         self._seen = clock()
@@ -125,12 +126,16 @@ class Gate:
             if not passes(self, headers):
                 await refuse(refusal, scope, send)
                 return
-        self._seen = self._clock()
-        await _PASSAGES[scope["type"]](self, scope, receive, send)
+        self._inside += 1
+        try:
+            await _PASSAGES[scope["type"]](self, scope, receive, send)
+        finally:
+            self._inside -= 1
+            self._seen = self._clock()
 
     def quiet_seconds(self) -> float:
-        """Return for how long nobody has been here: 0 while a WebSocket is open."""
-        return 0.0 if self._sockets else self._clock() - self._seen
+        """Return for how long nobody has been here: 0 while anybody is."""
+        return 0.0 if self._inside else self._clock() - self._seen
 
     async def close(self) -> None:
         """Let nobody in any more, and end the connections that are open, as one going away."""

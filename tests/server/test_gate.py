@@ -336,3 +336,33 @@ def test_quiet_lasts_as_long_as_nobody_is_there():
         return refused, during, gate.quiet_seconds()
 
     assert asyncio.run(main()) == (5, 0, 3)
+
+
+def test_an_answer_under_way_is_company():
+    """A server does not end for idleness while a request over HTTP is being answered."""
+    now = 100.0
+
+    async def main():
+        nonlocal now
+        begun, over = asyncio.Event(), asyncio.Event()
+
+        async def slow(_, __, send):
+            begun.set()
+            await over.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def send(_):
+            pass
+
+        gate = Gate(slow, token=TOKEN, hosts=[HOST], clock=lambda: now)
+        asked = scope("http", "/health", GOOD)
+        task = asyncio.create_task(gate(asked, asyncio.Queue().get, send))
+        await begun.wait()
+        now += 50
+        during = gate.quiet_seconds()
+        over.set()
+        await task
+        now += 3
+        return during, gate.quiet_seconds()
+
+    assert asyncio.run(main()) == (0, 3)
