@@ -266,6 +266,7 @@ ENDPOINTS = {
             hint_repeats=True,
             limits=Limits(lanes=32, seconds=3_600, frame_bytes=16 * 2**20, keeps_all=True),
             stores=True,
+            compact_tokens=6_000,  # of the 8,192 that a slot has at most
         ),
         Endpoint(
             name="ollama",

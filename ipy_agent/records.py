@@ -38,7 +38,7 @@ from ipy_agent.trace import (
     TurnEnded,
 )
 
-__all__ = ["CellRecord", "MessageRecord", "Recorder", "ToolRecord", "TurnRecord"]
+__all__ = ["CellRecord", "Listener", "MessageRecord", "Recorder", "ToolRecord", "TurnRecord"]
 
 
 class TurnRecord(msgspec.Struct, kw_only=True):
@@ -144,13 +144,13 @@ class Recorder:
         self.clock = clock
         self.now = now
 
-    def listener(self) -> Callable[[Event | Trace], None]:
+    def listener(self) -> Listener:
         """Return what is to be told the stream of one run, from its first value to its last."""
-        return _Run(self).hear
+        return Listener(self)
 
 
-class _Run:
-    """The rows of one run while they grow."""
+class Listener:
+    """Folds the stream of one run into its rows. Call it with each value."""
 
     _cell: CellRecord
     _turn: TurnRecord
@@ -164,7 +164,12 @@ class _Run:
         self._resent: str | None = None
         self._minimum = 0
 
-    def hear(self, event: Event | Trace) -> None:
+    @property
+    def cell(self) -> int:
+        """The number of the run, from its first value on."""
+        return self._cell.cell
+
+    def __call__(self, event: Event | Trace) -> None:
         """Take note of one value of the stream."""
         note = self._NOTES.get(type(event))
         if note is not None:
@@ -272,7 +277,7 @@ class _Run:
         row.said = event.said
         row.status = event.status  # last: who reads on another thread takes it for the end
 
-    _NOTES: ClassVar[dict[type, Callable[[_Run, Any], None]]] = {
+    _NOTES: ClassVar[dict[type, Callable[[Listener, Any], None]]] = {
         RunBegan: _run_began,
         RunEnded: _run_ended,
         TurnBegan: _turn_began,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ipy_agent import tables
 from ipy_agent.agent.branches import Branches
 from ipy_agent.agent.calls import Worker
-from ipy_agent.agent.conversation import compacted
+from ipy_agent.agent.conversation import Conversation, compacted
 from ipy_agent.agent.early import Hear, Perform
 from ipy_agent.agent.fields import fields_of
 from ipy_agent.agent.loop import Ask, Said, answer, warm
@@ -30,7 +30,7 @@ from ipy_agent.agent.schemas import Shape, shape_of
 from ipy_agent.agent.tools import TOOLS, Tool, offered
 from ipy_agent.connections import Connections
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import UsageError
+from ipy_agent.errors import AgentError, UsageError
 from ipy_agent.protocol.items import Chain, Item
 from ipy_agent.protocol.requests import Fields
 from ipy_agent.records import Recorder, TurnRecord
@@ -238,13 +238,12 @@ class Session:
 
             async def begin(perform: Perform, hear: Hear) -> Said:
                 if due is not None and (said.tokens or 0) >= due:
-                    hear(Notice(text="compacting the conversation"))
-                    await compacted(said, ask.fields, self._connections.compacting(target))
+                    await self._compact_first(said, ask.fields, target, hear)
                 return await answer(ask, said, way, perform, hear)
 
-            number = len(self.records.cells) + 1
-            ended = attend(begin, worker, front, self._connections.loop, self.records.listener())
-            return Answer(ended, self.records, number)
+            record = self.records.listener()
+            ended = attend(begin, worker, front, self._connections.loop, record)
+            return Answer(ended, self.records, record.cell)
 
     def fork(self, name: str, at: int | None = None) -> None:
         """Begin a branch that shares what was said so far, or up to a turn. Sends nothing.
@@ -406,6 +405,19 @@ class Session:
         if values != self._fields.values:
             self._fields = Fields(values)
         return self._fields
+
+    async def _compact_first(
+        self, said: Conversation, fields: Fields, target: Endpoint, hear: Hear
+    ) -> None:
+        """Compact a conversation before a run; if that fails the run goes on with all of it."""
+        before = said.items.length
+        hear(Notice(text="compacting the conversation"))
+        try:
+            await compacted(said, fields, self._connections.compacting(target))
+            told = f"compacted: {before} items are now {said.items.length}"
+        except AgentError as error:
+            told = f"the conversation could not be compacted: {error}"
+        hear(Notice(text=told, lasting=True))
 
     def _attend(
         self, begin: Callable[[Perform, Hear], Coroutine[Any, Any, None]], front: Front | None

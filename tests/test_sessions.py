@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gc
 import os
@@ -15,6 +16,7 @@ import ipy_agent
 from ipy_agent import sessions
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS
+from ipy_agent.background import Background
 from ipy_agent.endpoints import Endpoint, Limits
 from ipy_agent.errors import (
     AgentError,
@@ -31,7 +33,7 @@ from ipy_agent.protocol.events import TextDelta
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
 from ipy_agent.settings import CONFIGURED
-from ipy_agent.trace import RequestSent
+from ipy_agent.trace import Notice, RequestSent
 from ipy_agent.transport.scripted import ScriptedTransport
 
 SECONDS = 20
@@ -784,6 +786,126 @@ def test_an_endpoint_without_a_model_of_its_own_needs_one(new):
     with pytest.raises(UsageError, match="-m MODEL"):
         session.run("one")
     assert session.run("one", model="llama").text == "one"
+
+
+# compaction
+
+
+class Notices(Quiet):
+    """Keeps what lasts of what is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def show(self, event):
+        if isinstance(event, Notice) and event.lasting:
+            self.told.append(event.text)
+
+
+def test_a_conversation_can_be_compacted(new, served):
+    """Its user's messages stay, a summary stands for the rest, and the next turn sends both."""
+    session = new(served([{"text": "1"}, {"text": "2"}, {"text": "in short"}, {"text": "3"}]))
+    session.run("one")
+    session.run("two")
+
+    assert session.compact() == (4, 3)
+    kinds = [item["type"] for item in session._branches.conversation("main").items]
+    assert kinds == ["message", "message", "compaction"]
+    assert session.run("three").text == "3"
+    assert list(session.turns["sent_items"]) == [1, 1, 4]
+    assert list(session.turns["held_items"]) == [0, 2, 0]
+
+
+def test_there_has_to_be_something_to_compact(scripted):
+    """An empty branch, and a way that cannot: one line each, and nothing is lost."""
+    session = scripted()
+    with pytest.raises(UsageError, match="nothing was said"):
+        session.compact()
+    session.run("one")
+    with pytest.raises(UsageError, match="ScriptedTransport cannot compact"):
+        session.compact()
+    assert session.run("two").text == "two"
+
+
+def test_a_conversation_that_grew_long_is_compacted_by_itself(new, served):
+    """Before the run, from so many tokens on, as the endpoint counts them; and the user is told."""
+    script = [{"text": "1 2 3"}, {"text": "in short"}, {"text": "after"}]
+    session = new(served(script), compact_tokens=5)
+    front = Notices()
+    session.run("one two three", front=front)
+    assert front.told == []
+
+    assert session.run("four", front=front).text == "after"
+    assert front.told == ["compacted: 2 items are now 2"]
+    assert list(session.turns["sent_items"]) == [1, 3]
+
+
+def test_a_conversation_that_cannot_be_compacted_goes_on(scripted):
+    """The run has all of it, and the user is told why."""
+    session = scripted(compact_tokens=1)
+    front = Notices()
+    session.run("one")
+
+    assert session.run("two", front=front).text == "two"
+    (told,) = front.told
+    assert told.startswith("the conversation could not be compacted: ")
+
+
+# the way
+
+
+def test_the_way_is_a_setting(new, served):
+    """The same session over HTTP: nothing is held there, and the column says so."""
+    session = new(served([]), transport="http")
+    session.run("one")
+    session.run("two")
+    session.transport = "websocket"
+    session.run("three")
+
+    assert list(session.turns["transport"]) == ["http", "http", "websocket"]
+    assert list(session.turns["sent_items"]) == [1, 3, 5]
+
+
+def test_a_refused_upgrade_is_said_once(new, served):
+    """`auto` goes on over HTTP for the rest of the session."""
+    real = served([])
+
+    async def relay(reader, writer):
+        """Refuse whatever asks for an upgrade, and pass the rest on."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"upgrade" in head.lower():
+            writer.write(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+            return
+        port = int(real.url.split(":")[2].split("/")[0])
+        back, forth = await asyncio.open_connection("127.0.0.1", port)
+        host = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}".encode()
+        there = f"127.0.0.1:{port}".encode()
+        forth.write(head.replace(host, there))
+
+        async def copy(source, sink):
+            while piece := await source.read(65_536):
+                sink.write(piece.replace(host, there))
+            sink.close()
+
+        await asyncio.gather(copy(reader, forth), copy(back, writer))
+
+    thread = Background()
+    proxy = thread.call(asyncio.start_server(relay, "127.0.0.1", 0), SECONDS)
+    url = f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}/v1"
+    session = new(dataclasses.replace(real, url=url))
+    front = Notices()
+    try:
+        for prompt in ("one", "two"):
+            assert session.run(prompt, front=front).text == prompt
+    finally:
+        session.close()
+        proxy.close()
+        thread.stop()
+
+    assert list(session.turns["transport"]) == ["http", "http"]
+    (told,) = front.told
+    assert "426" in told
 
 
 # other processes
