@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from ipy_agent.agent.tools import Result, tool
+    from ipy_agent.answers import Answer
     from ipy_agent.endpoints import Endpoint
     from ipy_agent.errors import AgentError
-    from ipy_agent.sessions import Answer, Session, session
+    from ipy_agent.sessions import Session, session
     from ipy_agent.transport.scripted import ScriptedTransport
 
 __all__ = [
@@ -35,7 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AgentError": "ipy_agent.errors",
-    "Answer": "ipy_agent.sessions",
+    "Answer": "ipy_agent.answers",
     "Endpoint": "ipy_agent.endpoints",
     "Result": "ipy_agent.agent.tools",
     "ScriptedTransport": "ipy_agent.transport.scripted",

@@ -28,6 +28,7 @@ from ipy_agent.agent.pictures import picture
 from ipy_agent.agent.runs import Front, Quiet, attend
 from ipy_agent.agent.schemas import Shape, shape_of
 from ipy_agent.agent.tools import TOOLS, Tool, offered
+from ipy_agent.answers import Answer
 from ipy_agent.connections import Connections
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, UsageError
@@ -41,36 +42,9 @@ from ipy_agent.transport import Transport
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Answer", "Session", "session"]
+__all__ = ["Session", "session"]
 
 CLOSE_SECONDS = 1.0
-
-
-class Answer:
-    """What a run ended with.
-
-    Attributes:
-        text: the model's last words, in Markdown.
-        value: what they stand for; the text, where no schema was asked for.
-    """
-
-    def __init__(self, said: Said, records: Recorder, cell: int) -> None:
-        self.text = said.text
-        self.value = said.value
-        self._records = records
-        self._cell = cell
-
-    @property
-    def turns(self) -> DataFrame:
-        """The run's rows of the `turns` table."""
-        frame = tables.turns(self._records)
-        return frame[frame["cell"] == self._cell]
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __repr__(self) -> str:
-        return f"Answer({self.text!r})"
 
 
 class _Setting:

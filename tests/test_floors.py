@@ -31,6 +31,7 @@ FLOORS = {
     "server": 3,
     "tables": 3,
     "connections": 3,
+    "answers": 4,
     "fleet": 4,
     "sessions": 5,
     "bench": 6,

@@ -900,7 +900,7 @@ def test_a_refused_upgrade_is_said_once(new, served):
             assert session.run(prompt, front=front).text == prompt
     finally:
         session.close()
-        proxy.close()
+        thread.loop.call_soon_threadsafe(proxy.close)
         thread.stop()
 
     assert list(session.turns["transport"]) == ["http", "http"]

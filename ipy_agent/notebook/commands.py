@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.magic_arguments import MagicArgumentParser
 from IPython.display import display
@@ -17,16 +17,27 @@ from ipy_agent.agent.approval import verdict
 from ipy_agent.settings import MODES, TRANSPORTS
 
 if TYPE_CHECKING:
-    from ipy_agent.notebook.magics import AgentMagics
+    from ipy_agent.sessions import Session
 
-__all__ = ["COMMANDS", "LINE"]
+__all__ = ["COMMANDS", "LINE", "Magics"]
 
 
-def _status(magics: AgentMagics, _: Namespace) -> None:
+class Magics(Protocol):
+    """Whose command it is."""
+
+    @property
+    def session(self) -> Session:
+        """The kernel's session, made at the first use."""
+
+    def choose(self, name: str, value: Any) -> None:
+        """Set a setting."""
+
+
+def _status(magics: Magics, _: Namespace) -> None:
     print(magics.session.describe())
 
 
-def _toolbox(magics: AgentMagics, _: Namespace) -> None:
+def _toolbox(magics: Magics, _: Namespace) -> None:
     session = magics.session
     for name, tool in session.toolbox.items():
         parameters = ", ".join(tool.parameters["properties"])
@@ -34,31 +45,31 @@ def _toolbox(magics: AgentMagics, _: Namespace) -> None:
         print(f"    {' '.join(tool.description.split())}")
 
 
-def _panel(magics: AgentMagics, _: Namespace) -> None:
+def _panel(magics: Magics, _: Namespace) -> None:
     from ipy_agent.notebook.panel import Panel  # noqa: PLC0415 (tables come with a use)
 
     display(Panel(magics.session.records).static(), raw=True)
 
 
-def _connect(magics: AgentMagics, options: Namespace) -> None:
+def _connect(magics: Magics, options: Namespace) -> None:
     chosen = magics.session.connect(options.endpoint, model=options.model, key_env=options.key_env)
     print(f"the next cell goes to {chosen.name} ({chosen.url or 'embedded server'})")
 
 
-def _warm(magics: AgentMagics, _: Namespace) -> None:
+def _warm(magics: Magics, _: Namespace) -> None:
     from ipy_agent.notebook.terminal import PlainFront  # noqa: PLC0415 (it comes with a run)
 
     magics.session.warm(PlainFront())
     print(f"warm: {magics.session.describe().splitlines()[2]}")
 
 
-def _mode(magics: AgentMagics, options: Namespace) -> None:
+def _mode(magics: Magics, options: Namespace) -> None:
     magics.choose("mode", options.mode)
     if options.mode == "auto":
         print("mode auto: every tool call runs in this kernel without asking")
 
 
-def _branch(magics: AgentMagics, options: Namespace) -> None:
+def _branch(magics: Magics, options: Namespace) -> None:
     session = magics.session
     if options.name is not None:
         session.branch = options.name
@@ -67,21 +78,21 @@ def _branch(magics: AgentMagics, options: Namespace) -> None:
         print(f"{'*' if name == session.branch else ' '} {name}")
 
 
-def _fork(magics: AgentMagics, options: Namespace) -> None:
+def _fork(magics: Magics, options: Namespace) -> None:
     magics.session.fork(options.name, at=options.at)
     print(f"go on there with %agent branch {options.name}, or %%agent -b {options.name}")
 
 
-def _compact(magics: AgentMagics, _: Namespace) -> None:
+def _compact(magics: Magics, _: Namespace) -> None:
     before, after = magics.session.compact()
     print(f"compacted: {before} items are now {after}")
 
 
-def _export(magics: AgentMagics, options: Namespace) -> None:
+def _export(magics: Magics, options: Namespace) -> None:
     print(f"written: {magics.session.export(options.path, options.table)}")
 
 
-COMMANDS: dict[str | None, Callable[[AgentMagics, Namespace], Any]] = {
+COMMANDS: dict[str | None, Callable[[Magics, Namespace], Any]] = {
     None: _status,
     "status": _status,
     "turns": lambda magics, _: magics.session.turns,

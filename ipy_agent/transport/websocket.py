@@ -33,6 +33,8 @@ __all__ = ["WebSocketTransport"]
 
 FIRST_EVENT_SECONDS = 60.0
 IDLE_SECONDS = 300.0
+SHORTEST_LIFE_SECONDS = 60.0
+"""What is learnt at least of a connection's life: a server may end one early just once."""
 
 
 _Fits = Callable[[Turn, Reason], bool]
@@ -176,7 +178,8 @@ class WebSocketTransport:
         connection = turn.place.connection
         connection.leaving = True
         if self._pool.limits.seconds is None:
-            self._limit(seconds=time.monotonic() - connection.opened_at)
+            age = time.monotonic() - connection.opened_at
+            self._limit(seconds=max(age, SHORTEST_LIFE_SECONDS))
 
     def _without_lane(self, turn: Turn) -> None:
         lanes = turn.place.connection.lanes

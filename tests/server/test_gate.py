@@ -351,12 +351,15 @@ def test_an_answer_under_way_is_company():
             await over.wait()
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
         async def send(_):
             pass
 
         gate = Gate(slow, token=TOKEN, hosts=[HOST], clock=lambda: now)
         asked = scope("http", "/health", GOOD)
-        task = asyncio.create_task(gate(asked, asyncio.Queue().get, send))
+        task = asyncio.create_task(gate(asked, receive, send))
         await begun.wait()
         now += 50
         during = gate.quiet_seconds()
