@@ -349,30 +349,49 @@ def test_a_peer_that_refuses_a_lane_is_asked_without(run, peer, frame):
 
 
 def test_a_peer_that_keeps_only_the_latest_is_known_by_what_it_lost(run, peer):
-    """An older response is tried once; from then on it is known that older ones are not kept."""
+    """An older response is tried once; from then on no older one is."""
     gone = refusal("previous_response_not_found", "previous_response_id")
     other = peer(
         [
-            [completed("m1", "1")],
-            [completed("m2", "2")],
+            *([completed(f"m{number}", str(number))] for number in (1, 2, 3)),
             [gone],
-            [completed("m3", "3")],
             [completed("m4", "4")],
+            [completed("m5", "5")],
         ]
     )
 
     async def main():
         async with Branches(other, Limits()) as branches:
-            await branches.ask("one")
-            first = branches.said[None]
-            await branches.ask("two")
-            for again in ("again", "once more"):
-                branches.said[None] = first
-                await branches.ask(again)
+            earlier = []
+            for prompt in ("one", "two", "three"):
+                await branches.ask(prompt)
+                earlier.append(branches.said[None])
+            for said in earlier[:2]:
+                branches.said[None] = said
+                await branches.ask("again")
 
     run(main())
     ids = [frame.get("previous_response_id") for frame in other.seen[0].frames]
-    assert ids == [None, "m1", "m1", None, None]
+    assert ids == [None, "m1", "m2", "m1", None, None]
+
+
+def test_a_lane_is_tried_out_alone(run, peer):
+    """While nobody knows whether a peer has lanes, no second turn goes on the same socket."""
+    other = peer([[created("a1", "a")]], [[completed("b1", "b", "b")]])
+
+    async def main():
+        async with Branches(other, Limits()) as branches:
+            first = asyncio.create_task(branches.ask("x", "a"))
+            while not other.seen or not other.seen[0].raw:
+                (connection,) = branches.transport._pool._connections or [None]
+                if connection is not None and connection.lanes.get("a"):
+                    break
+                await asyncio.sleep(0)
+            second = await branches.ask("y", "b")
+            first.cancel()
+            return second
+
+    assert sent(run(main())).connection == 2
 
 
 def test_the_end_of_a_connections_life_is_not_seen(run, peer):
