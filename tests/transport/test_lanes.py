@@ -377,7 +377,7 @@ def test_a_peer_that_keeps_only_the_latest_is_known_by_what_it_lost(run, peer):
 
 def test_a_lane_is_tried_out_alone(run, peer):
     """While nobody knows whether a peer has lanes, no second turn goes on the same socket."""
-    other = peer([[created("a1", "a")]], [[completed("b1", "b", "b")]])
+    other = peer([[]], [[completed("b1", "b", "b")]])
 
     async def main():
         async with Branches(other, Limits()) as branches:
