@@ -76,15 +76,17 @@ class HttpTransport:
         self._client: Client | None = None
         self._local: Address | None = None
         self._turns = 0
+        self._diagnoses = endpoint.diagnoses
+        self._answered: dict[str | None, str] = {}
 
     async def stream(self, request: Request) -> Stream:
         """Answer a whole request; see `Transport.stream`."""
         if not request.generate:
             raise UsageError("a warm-up needs a WebSocket: over HTTP there is nothing to warm")
-        received, self._turns = 0, self._turns + 1
-        short = self._lineage.shorten(request) if self._stores(request) else request
+        received, attempt, self._turns = 0, 0, self._turns + 1
+        short = self._shortened(request)
         resent = self._lineage.why(request) if self._stores(request) else None
-        for attempt in range(2):
+        while True:
             body, post = short.body(), None
             async with contextlib.aclosing(self._posted(request, body)) as leaving:
                 async for found in leaving:
@@ -94,11 +96,12 @@ class HttpTransport:
                         post = found
             assert post is not None  # noqa: S101 (it is the last, or posting raises)
             try:
-                why = resent if short is request else None
+                why = None if short.previous_response_id else resent
                 yield _told(request, short, body, post, resent=why, attempt=attempt)
                 async with contextlib.aclosing(self._answer(post)) as answer:
                     async for event in answer:
-                        if short is not request and _parent_is_gone(event):
+                        mended = self._mended(request, short, event)
+                        if mended is not None:
                             break
                         self._learn(request, event)
                         yield event
@@ -107,9 +110,9 @@ class HttpTransport:
                         return
             finally:
                 await post.close()
-            # The remedy is the same turn in full, once.
-            self._lineage.forget(short, gone=True)
-            received, short, resent = received + post.received, request, "evicted"
+            if short.previous_response_id and not mended.previous_response_id:
+                resent = "evicted"
+            received, attempt, short = received + post.received, attempt + 1, mended
 
     async def compact(self, request: Request) -> list[Item]:
         """Return items that stand for a whole conversation and take less room.
@@ -146,11 +149,29 @@ class HttpTransport:
         if client is not None:
             await client.aclose()
 
+    def _shortened(self, request: Request) -> Request:
+        short = self._lineage.shorten(request) if self._stores(request) else request
+        compare_to = self._answered.get(request.stream_id) if self._diagnoses else None
+        return msgspec.structs.replace(short, compare_to=compare_to)
+
+    def _mended(self, request: Request, short: Request, event: Event) -> Request | None:
+        """Return what to send in place of a turn that was refused, each way once."""
+        reason = event.reason if isinstance(event, Error) else Reason()
+        if short.previous_response_id and reason.code == "previous_response_not_found":
+            self._lineage.forget(short, gone=True)
+            return msgspec.structs.replace(request, compare_to=short.compare_to)
+        if short.compare_to and str(reason.param).startswith("prompt_cache_options"):
+            self._diagnoses = False
+            return msgspec.structs.replace(short, compare_to=None)
+        return None
+
     def _stores(self, request: Request) -> bool:
         return self.endpoint.stores and request.fields.values.get("store") is True
 
     def _learn(self, request: Request, event: Event) -> None:
         response = event.response if isinstance(event, ResponseCompleted) else None
+        if response is not None:
+            self._answered[request.stream_id] = response.id
         # It may be asked to store and say that it does not.
         if response is not None and response.store is not False and self._stores(request):
             self._lineage.remember(request, response.id, response.output or [])
@@ -273,7 +294,3 @@ def _error(status: int, reason: Reason | None, headers: Mapping[str, str], name:
     reason = reason or Reason(message=f"{name} refused with HTTP {status} and gave no reason")
     reason = msgspec.structs.replace(reason, headers={**told, **(reason.headers or {})} or None)
     return Error(status=status, error=reason)
-
-
-def _parent_is_gone(event: Event) -> bool:
-    return isinstance(event, Error) and event.reason.code == "previous_response_not_found"

@@ -347,6 +347,34 @@ def test_there_is_no_second_resend(run, http_peer):
     assert second[-2].reason.code == "previous_response_not_found"
 
 
+def test_an_endpoint_that_diagnoses_is_told_what_to_compare_with(run, http_peer):
+    """The response before, whether it is continued from or not."""
+    other = http_peer(told("resp_1", "1"), told("resp_2", "2"))
+    asked(run, having(other.endpoint(), diagnoses=True), "one", "two")
+
+    first, second = (seen.json for seen in other.seen)
+    assert "prompt_cache_options" not in first
+    assert second["prompt_cache_options"] == {"comparison_response_id": "resp_1"}
+    assert "previous_response_id" not in second
+
+
+def test_a_model_that_cannot_diagnose_is_not_asked_again(run, http_peer):
+    """The turn goes out again without the question, and so do those after it."""
+    error = {"code": "unknown_parameter", "message": "no", "param": "prompt_cache_options"}
+    no = [("json", 400, {"error": error}, {})]
+    other = http_peer(told("resp_1", "1"), no, told("resp_2", "2"), told("resp_3", "3"))
+    turns = asked(run, having(other.endpoint(), diagnoses=True), "one", "two", "three")
+
+    assert ["prompt_cache_options" in seen.json for seen in other.seen] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert not any(isinstance(event, Error) for events in turns for event in events)
+    assert [event.resent for event in turns[1] if isinstance(event, RequestSent)] == [None, None]
+
+
 def test_a_failed_turn_leaves_what_is_stored(run, http_peer):
     """A rate limit lets nothing go: the next turn goes on from the same response."""
     other = http_peer(told("resp_1", "1"), refusal(429), told("resp_2", "2"))
