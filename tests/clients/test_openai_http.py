@@ -51,11 +51,9 @@ def test_a_stream_says_what_the_whole_response_says(guest):
 def test_the_streaming_helper_gives_the_final_response(guest):
     """The SDK puts snapshots together from our deltas, of a text and of a call's arguments."""
     client = guest([{"text": "so", "chunk_chars": 1, **CALL}])
-    seen = []
+    grown = ("response.output_text.delta", "response.function_call_arguments.delta")
     with client.responses.stream(model=MODEL, input="1 + 2?", tools=[ADD]) as stream:
-        for event in stream:
-            if event.type in ("response.output_text.delta", "response.function_call_arguments.delta"):
-                seen.append(event.snapshot)
+        seen = [event.snapshot for event in stream if event.type in grown]
         final = stream.get_final_response()
 
     assert seen[:2] == ["s", "so"]

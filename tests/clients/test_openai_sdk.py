@@ -389,3 +389,63 @@ def test_an_async_session_with_two_lanes(guest, run):
     first, slow, fast = run(both())
     assert first == "response.created"
     assert (slow.output_text, fast.output_text) == (SLOW["text"], "fast")
+
+
+def test_a_server_that_keeps_the_latest_of_each_lane(guest):
+    """As hosted services do: a lane's older id is gone, but for what was stored."""
+    script = [{"text": text} for text in ("one", "two", "three", "four", "five")]
+    with guest(script, cache="latest").responses.connect() as connection:
+        ids = {}
+        for store in (False, True):
+            first = answered(connection, "a", input="x", store=store).response.id
+            answered(connection, "a", input="y", store=store, previous_response_id=first)
+            ids[store] = first
+        gone = answered(connection, "a", input="z", previous_response_id=ids[False])
+        stored = answered(connection, "a", input="z", previous_response_id=ids[True]).response
+
+    assert told(gone)[2] == "previous_response_not_found"
+    assert stored.output_text == "five"
+    assert stored.usage.input_tokens == 3
+    assert stored.usage.input_tokens_details.cached_tokens == 0
+
+
+def test_a_source_lane_moves_on_once_its_fork_has_begun(guest):
+    """Where only the latest is kept, `response.in_progress` on the fork is the time to go on."""
+    client = guest([{"text": "one"}, SLOW, {"text": "two"}, {"text": "more"}], cache="latest")
+    with client.responses.connect() as connection:
+        source = answered(connection, "a", input="x", store=False).response.id
+        connection.response.create(
+            model=MODEL, input="fork", stream_id="b", store=False, previous_response_id=source
+        )
+        until(connection, "response.in_progress", "b")
+        moved = answered(connection, "a", input="y", store=False, previous_response_id=source)
+        fork = until(connection, "response.completed", "b")[-1].response
+        more = answered(connection, "b", input="z", store=False, previous_response_id=fork.id)
+
+    assert moved.response.output_text == "two"
+    assert fork.output_text == SLOW["text"]
+    assert more.response.usage.input_tokens == 2 + 1 + 40 + 1
+
+
+def test_the_sdk_reconnects_and_goes_on_from_what_was_stored(guest):
+    """A connection that the server breaks off takes its memory along, and no stored response."""
+    client = guest([{"text": "one"}, {"text": "half", "then": "close:1012"}, {"text": "on"}])
+    kept, codes = [], []
+
+    def again(event):
+        codes.append(event.close_code)
+        connection.response.create(model=MODEL, input="w", previous_response_id=kept[1])
+
+    with client.responses.connect(on_reconnecting=again, initial_delay=0.01) as connection:
+        for store in (True, False):
+            warm = answered(connection, input="x y", store=store, generate=False)
+            kept.append(warm.response.id)
+        answered(connection, input="x")
+        connection.response.create(model=MODEL, input="z")
+        gone = until(connection, "error")[-1]
+        after = answered(connection, input="w", previous_response_id=kept[0])
+
+    assert codes == [1012]
+    assert told(gone)[2] == "previous_response_not_found"
+    assert after.response.output_text == "on"
+    assert after.response.usage.input_tokens == 3
