@@ -148,7 +148,7 @@ class Responses:
             raise
         except Exception as error:  # noqa: BLE001 (the client learns of it)
             raise _surprise(error) from None
-        output = [*filter(from_user, full.input), sealed(summary)]
+        output = [*map(_in_parts, filter(from_user, full.input)), sealed(summary)]
         name = f"cmp_{secrets.token_hex(12)}"
         return Compaction(id=name, created_at=int(time.time()), output=output, usage=usage)
 
@@ -227,6 +227,12 @@ async def _pieces(pieces: AsyncIterator[Piece]) -> AsyncIterator[AsyncIterator[P
     finally:
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
+
+
+def _in_parts(message: Item) -> Item:
+    """Return a user's message as the API tells it: a text is one part."""
+    said = message.get("content")
+    return message if not isinstance(said, str) else {**message, **user(said)}
 
 
 def _surprise(error: Exception) -> ResponseFailed:

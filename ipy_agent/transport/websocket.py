@@ -24,7 +24,7 @@ from ipy_agent.protocol.events import Error, Event, Reason, ResponseCompleted
 from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
-from ipy_agent.transport.address import Locate, local_address
+from ipy_agent.transport.address import Locate, key_refused, local_address
 from ipy_agent.transport.connection import CONNECTION_LIMIT, Arrival, LiveLane
 from ipy_agent.transport.pool import Place, Pool
 from ipy_agent.transport.turns import Turn
@@ -33,6 +33,7 @@ __all__ = ["WebSocketTransport"]
 
 FIRST_EVENT_SECONDS = 60.0
 IDLE_SECONDS = 300.0
+UNAUTHORIZED = 401
 SHORTEST_LIFE_SECONDS = 60.0
 """What is learnt at least of a connection's life: a server may end one early just once."""
 
@@ -95,6 +96,8 @@ class WebSocketTransport:
                         size, event = await self._arrival(place.lane, deadline)
                         received, deadline = received + size, self._idle
                         over = turn.learn(event)
+                        if isinstance(event, Error) and event.status == UNAUTHORIZED:
+                            raise key_refused(self.endpoint)
                         if over and self._mends(turn, event):
                             break
                         yield event

@@ -8,6 +8,7 @@ it is told to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import socket
 import threading
@@ -181,12 +182,11 @@ def test_a_response_that_is_gone_is_mended_by_one_full_resend(neighbour, run, mo
         return events[-2].response.output, [one for one in events if isinstance(one, RequestSent)]
 
     async def back_and_forth():
-        first = EMPTY.extend([user("one")])
-        output, _ = await turn(first)
-        await turn(first.extend([*output, user("two")]))
-        again, sent = await turn(first.extend([*output, user("else")]))
-        await transport.aclose()
-        return again, sent
+        async with contextlib.aclosing(transport):
+            first = EMPTY.extend([user("one")])
+            output, _ = await turn(first)
+            await turn(first.extend([*output, user("two")]))
+            return await turn(first.extend([*output, user("else")]))
 
     again, sent = run(back_and_forth())
     assert text(again[0]) == "3: else"
@@ -431,16 +431,15 @@ def test_an_abandoned_turn_does_not_answer_the_next(neighbour, run):
     agent = Neighbour(seconds=0.2)
     transport = WebSocketTransport(neighbour(agent))
 
+    def asking(prompt):
+        return Request(fields=Fields({}), input=EMPTY.extend([user(prompt)]))
+
     async def leave_and_ask():
-        first = transport.stream(Request(fields=Fields({}), input=EMPTY.extend([user("one")])))
-        async for event in first:
-            if isinstance(event, ResponseCreated):
-                break
-        await first.aclose()
-        second = Request(fields=Fields({}), input=EMPTY.extend([user("two")]))
-        events = [event async for event in transport.stream(second)]
-        await transport.aclose()
-        return events
+        async with contextlib.aclosing(transport):
+            async with contextlib.aclosing(transport.stream(asking("one"))) as first:
+                while not isinstance(await anext(first), ResponseCreated):
+                    pass
+            return [event async for event in transport.stream(asking("two"))]
 
     events = run(leave_and_ask())
     assert text(events[-2].response.output[0]) == "1: two"

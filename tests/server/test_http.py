@@ -378,7 +378,10 @@ def test_a_compaction_is_what_the_user_said_and_a_summary(calling):
     assert done["id"].startswith("cmp_")
     assert isinstance(done["created_at"], int)
     assert done["usage"]["output_tokens"] == 3
-    assert [item.get("content") for item in done["output"][:-1]] == ["find it", "and now?"]
+    assert [item.get("content") for item in done["output"][:-1]] == [
+        [{"type": "input_text", "text": "find it"}],
+        [{"type": "input_text", "text": "and now?"}],
+    ]
     assert done["output"][0] == message
     assert summary_of(done["output"][-1]) == "It was 42."
     assert after["status"] == "completed"

@@ -736,6 +736,19 @@ def test_a_refused_key_is_named_and_never_shown(run, peer, monkeypatch, key_env)
     assert "k-123-secret" not in repr(failure) + str(failure)
 
 
+def test_a_key_may_be_refused_on_an_open_socket(run, peer, monkeypatch):
+    """Some servers let everybody in and say so afterwards: the key's variable is named."""
+    monkeypatch.setenv("THE_KEY", "k-123-secret")
+    other = peer([[refusal("invalid_api_key", 401), ("close", 1008)]])
+
+    async def main():
+        async with Talk(other.endpoint(key_env="THE_KEY")) as talk:
+            with pytest.raises(AuthenticationFailed, match="check THE_KEY"):
+                await talk.ask("one")
+
+    run(main())
+
+
 def test_a_missing_key_connects_nowhere(run, peer, monkeypatch):
     """The variable is named before anything is sent."""
     monkeypatch.delenv("THE_KEY", raising=False)
