@@ -382,7 +382,7 @@ def test_a_compaction_is_what_the_user_said_and_a_summary(calling):
         [{"type": "input_text", "text": "find it"}],
         [{"type": "input_text", "text": "and now?"}],
     ]
-    assert done["output"][0] == message
+    assert done["output"][0]["id"] == message["id"]
     assert summary_of(done["output"][-1]) == "It was 42."
     assert after["status"] == "completed"
 
