@@ -31,6 +31,7 @@ class Branches:
         self._conversations = {MAIN: Conversation()}
         self._locks = {MAIN: threading.Lock()}
         self._running: set[int] = set()
+        self._naming = threading.RLock()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -45,8 +46,9 @@ class Branches:
         """
         if name is None:
             return self.current
-        if name not in self._conversations:
-            self.fork(name)
+        with self._naming:
+            if name not in self._conversations:
+                self.fork(name)
         return name
 
     def switch(self, name: str) -> None:
@@ -68,11 +70,12 @@ class Branches:
                 f"{name[:80]!r} is no name for a branch: take 1 to 256 letters, digits, "
                 "'_', '.' or '-'"
             )
-        if name in self._conversations:
-            raise UsageError(f"there is a branch {name!r}: take another name, or switch to it")
-        source = self._conversations[self.current].items if said is None else said
-        self._locks[name] = threading.Lock()
-        self._conversations[name] = Conversation(name, source)
+        with self._naming:
+            if name in self._conversations:
+                raise UsageError(f"there is a branch {name!r}: take another name, or switch to it")
+            source = self._conversations[self.current].items if said is None else said
+            self._locks[name] = threading.Lock()
+            self._conversations[name] = Conversation(name, source)
 
     def conversation(self, name: str) -> Conversation:
         """Return what was said on a branch."""

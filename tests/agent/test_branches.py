@@ -108,6 +108,27 @@ def test_a_branch_has_one_run_at_a_time_and_two_branches_have_two():
     assert order == ["idea", "out", "main"]
 
 
+def test_two_threads_that_name_a_new_branch_share_it():
+    """Whoever comes second finds it made."""
+    branches, at_once, failed = Branches(), threading.Barrier(8), []
+
+    def name(number):
+        at_once.wait(SECONDS)
+        try:
+            for each in range(200):
+                branches.named(f"b{each}")
+        except UsageError as error:
+            failed.append((number, error))
+
+    threads = [threading.Thread(target=name, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert failed == []
+    assert len(branches.names) == 201
+
+
 def test_who_has_a_run_gets_no_second_one():
     """A tool that asks the agent that called it is refused, on any branch."""
     branches = Branches()
