@@ -21,11 +21,11 @@ from ipy_agent.protocol.events import (
     ItemAdded,
     ItemDone,
     Other,
-    Response,
     TextDelta,
     ThoughtDelta,
 )
 from ipy_agent.protocol.items import Item
+from ipy_agent.protocol.response import Response
 from ipy_agent.trace import (
     ItemsAdded,
     RequestSent,

@@ -17,17 +17,15 @@ from ipy_agent.protocol.events import (
     ItemAdded,
     ItemDone,
     Other,
-    Reason,
-    Response,
     ResponseCompleted,
     ResponseCreated,
     ResponseFailedEvent,
     ResponseIncomplete,
     TextDelta,
     ThoughtDelta,
-    Usage,
 )
 from ipy_agent.protocol.items import output_of, user
+from ipy_agent.protocol.response import Reason, Response, Usage
 from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord, TurnRecord
 from ipy_agent.trace import (
     ItemsAdded,

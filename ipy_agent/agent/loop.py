@@ -21,16 +21,10 @@ from ipy_agent.agent.conversation import Conversation
 from ipy_agent.agent.early import EarlyCalls, Hear, Perform
 from ipy_agent.agent.schemas import Misfit, Shape
 from ipy_agent.errors import AnswerMisfit, BudgetExceeded, ProtocolError
-from ipy_agent.protocol.events import (
-    TERMINAL,
-    Error,
-    Reason,
-    Response,
-    ResponseFailedEvent,
-    failed,
-)
+from ipy_agent.protocol.events import TERMINAL, Error, ResponseFailedEvent
 from ipy_agent.protocol.items import CALLS, Item, calls, is_call, output_of, text, user
 from ipy_agent.protocol.requests import Fields, Request
+from ipy_agent.protocol.response import Reason, Response, failed
 from ipy_agent.trace import (
     ItemsAdded,
     Notice,

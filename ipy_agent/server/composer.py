@@ -28,8 +28,6 @@ from ipy_agent.protocol.events import (
     InputDone,
     ItemAdded,
     ItemDone,
-    Reason,
-    Response,
     ResponseCompleted,
     ResponseCreated,
     ResponseFailedEvent,
@@ -39,6 +37,7 @@ from ipy_agent.protocol.events import (
     TextDone,
 )
 from ipy_agent.protocol.items import CALLS, Item
+from ipy_agent.protocol.response import Reason, Response
 from ipy_agent.server.engine import CallPiece, Finish, TextPiece
 
 __all__ = ["Composer", "refusal"]

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ipy_agent.protocol.events import Usage
 from ipy_agent.protocol.items import Chain
 from ipy_agent.protocol.requests import Fields
+from ipy_agent.protocol.response import Usage
 
 __all__ = ["CallPiece", "Engine", "Finish", "HangUp", "Job", "Piece", "TextPiece"]
 

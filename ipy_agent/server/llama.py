@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ipy_agent.errors import ModelUnavailable, ResponseFailed
-from ipy_agent.protocol.events import Usage
+from ipy_agent.protocol.response import Usage
 from ipy_agent.server.engine import Finish, Job, Piece, TextPiece
 from ipy_agent.server.gguf import Completion, Counts, Gguf
 from ipy_agent.server.prompt import Prompt, Prompts

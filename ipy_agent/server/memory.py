@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, get_args
 
-from ipy_agent.protocol.events import Response
 from ipy_agent.protocol.lineage import Held, ResponseCache
 from ipy_agent.protocol.requests import Request
+from ipy_agent.protocol.response import Response
 from ipy_agent.server.frames import Open
 
 __all__ = ["CACHES", "Cache", "Kept", "Memory"]

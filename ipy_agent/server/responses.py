@@ -21,10 +21,11 @@ from typing import Any
 import msgspec
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Event, Response, Usage
+from ipy_agent.protocol.events import Event
 from ipy_agent.protocol.items import Item, user
 from ipy_agent.protocol.lineage import Held, NotHeld, ResponseCache
 from ipy_agent.protocol.requests import Fields, Request
+from ipy_agent.protocol.response import Response, Usage
 from ipy_agent.server.compaction import sealed
 from ipy_agent.server.composer import Composer
 from ipy_agent.server.engine import Engine, Finish, HangUp, Job, Piece, TextPiece

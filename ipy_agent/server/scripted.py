@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from ipy_agent.errors import UsageError
-from ipy_agent.protocol.events import Usage
 from ipy_agent.protocol.items import Chain, text
+from ipy_agent.protocol.response import Usage
 from ipy_agent.protocol.script import Entry, entries, pieces
 from ipy_agent.server.engine import CallPiece, Finish, HangUp, Job, Piece, TextPiece
 from ipy_agent.server.frames import from_user

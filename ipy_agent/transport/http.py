@@ -23,10 +23,11 @@ from ipy_agent.errors import (
     MessageTooBig,
     UsageError,
 )
-from ipy_agent.protocol.events import Error, Event, Reason, ResponseCompleted, failed
+from ipy_agent.protocol.events import Error, Event, ResponseCompleted
 from ipy_agent.protocol.items import EMPTY, Item
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
+from ipy_agent.protocol.response import Reason, failed
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
 from ipy_agent.transport.address import (

@@ -25,8 +25,6 @@ from ipy_agent.protocol.events import (
     Error,
     Event,
     ItemDone,
-    Reason,
-    Response,
     ResponseCompleted,
     ResponseFailedEvent,
     ResponseIncomplete,
@@ -34,6 +32,7 @@ from ipy_agent.protocol.events import (
 )
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.lanes import CLIENT, SERVER, IllegalMove, Lane
+from ipy_agent.protocol.response import Reason, Response
 from ipy_agent.protocol.sse import Parser
 
 if TYPE_CHECKING:

@@ -24,16 +24,14 @@ from ipy_agent.protocol.events import (
     Event,
     ItemAdded,
     ItemDone,
-    Reason,
-    Response,
     ResponseCompleted,
     ResponseCreated,
     TextDelta,
-    Usage,
 )
 from ipy_agent.protocol.items import Chain, Item, text
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
+from ipy_agent.protocol.response import Reason, Response, Usage
 from ipy_agent.protocol.script import Entry, Failure, entries, pieces
 from ipy_agent.trace import RequestSent, ResponseEnded
 from ipy_agent.transport import Stream

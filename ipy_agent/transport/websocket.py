@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, MessageTooBig, NoAnswer
-from ipy_agent.protocol.events import Error, Event, Reason, ResponseCompleted
+from ipy_agent.protocol.events import Error, Event, ResponseCompleted
 from ipy_agent.protocol.requests import Request
+from ipy_agent.protocol.response import Reason
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
 from ipy_agent.transport.address import Locate, key_refused, local_address

@@ -10,7 +10,8 @@ from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.early import EarlyCalls
 from ipy_agent.agent.tools import tool_of
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.protocol.events import ItemDone, Response, ResponseCompleted
+from ipy_agent.protocol.events import ItemDone, ResponseCompleted
+from ipy_agent.protocol.response import Response
 from ipy_agent.trace import RequestSent, ToolBegan, ToolEnded
 
 HERE = Endpoint(name="here", url="http://127.0.0.1:1/v1")

@@ -25,8 +25,6 @@ from ipy_agent.errors import (
 )
 from ipy_agent.protocol.events import (
     Error,
-    Reason,
-    Response,
     ResponseCompleted,
     ResponseFailedEvent,
     ResponseIncomplete,
@@ -34,6 +32,7 @@ from ipy_agent.protocol.events import (
 )
 from ipy_agent.protocol.items import text
 from ipy_agent.protocol.requests import Fields
+from ipy_agent.protocol.response import Reason, Response
 from ipy_agent.records import Recorder
 from ipy_agent.trace import (
     ItemsAdded,

@@ -24,12 +24,12 @@ from ipy_agent.notebook.terminal import PlainFront, approved
 from ipy_agent.protocol.events import (
     ArgumentsDelta,
     ItemDone,
-    Response,
     ResponseCompleted,
     ResponseCreated,
     TextDelta,
     ThoughtDelta,
 )
+from ipy_agent.protocol.response import Response
 from ipy_agent.records import Recorder
 from ipy_agent.sessions import Session
 from ipy_agent.trace import (

@@ -6,9 +6,10 @@ import itertools
 
 import pytest
 
-from ipy_agent.protocol.events import Response, ResponseCompleted, decode, encode
+from ipy_agent.protocol.events import ResponseCompleted, decode, encode
 from ipy_agent.protocol.lineage import Lineage, NotHeld, ResponseCache
 from ipy_agent.protocol.requests import Request
+from ipy_agent.protocol.response import Response
 
 HOLDS_ENOUGH = 2**20
 

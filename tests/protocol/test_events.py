@@ -14,14 +14,12 @@ from ipy_agent.protocol.events import (
     Error,
     Event,
     Other,
-    Reason,
-    Response,
     ResponseCompleted,
     TextDelta,
-    Usage,
     decode,
     encode,
 )
+from ipy_agent.protocol.response import Reason, Response, Usage
 
 ITEM = {"id": "msg_1", "type": "message", "role": "assistant", "status": None, "content": []}
 PART = {"type": "output_text", "text": "", "annotations": []}

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipy_agent.protocol import events
-from ipy_agent.protocol.events import Response, decode, encode
+from ipy_agent.protocol.events import decode, encode
 from ipy_agent.protocol.items import EMPTY, user
 from ipy_agent.protocol.lanes import CLIENT, MOVES, SERVER, IllegalMove, Lane, Side, State
 from ipy_agent.protocol.requests import Fields, Request
+from ipy_agent.protocol.response import Response
 
 LEGAL = """
 idle       client  create    asked

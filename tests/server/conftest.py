@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from websockets.asyncio.client import connect
 
-from ipy_agent.protocol.events import Usage
+from ipy_agent.protocol.response import Usage
 from ipy_agent.server.connection import Connection
 from ipy_agent.server.engine import Finish, TextPiece
 from ipy_agent.server.process import Server, _listener

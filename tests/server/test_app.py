@@ -10,7 +10,8 @@ import socket
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from ipy_agent.protocol.events import Response, ResponseCompleted, decode
+from ipy_agent.protocol.events import ResponseCompleted, decode
+from ipy_agent.protocol.response import Response
 from ipy_agent.server.scripted import ScriptedEngine
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Usage, encode
+from ipy_agent.protocol.events import encode
+from ipy_agent.protocol.response import Usage
 from ipy_agent.server.composer import Composer, refusal
 from ipy_agent.server.engine import CallPiece, Finish, TextPiece
 

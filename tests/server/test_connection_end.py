@@ -8,7 +8,7 @@ import json
 import pytest
 
 from ipy_agent.errors import ResponseFailed
-from ipy_agent.protocol.events import Usage
+from ipy_agent.protocol.response import Usage
 from ipy_agent.server.engine import Finish, HangUp, TextPiece
 from ipy_agent.server.scripted import ScriptedEngine
 
