@@ -55,6 +55,7 @@ class Limits:
         seconds: how long it lives.
         idle_seconds: how long it may be silent.
         frame_bytes: the largest frame that the endpoint takes.
+        body_bytes: the largest body over HTTP, where that is another size.
         one_model: it serves the model of its first turn only.
         keeps_all: every response on it can be continued from, not only each lane's latest.
     """
@@ -64,6 +65,7 @@ class Limits:
     seconds: float | None = None
     idle_seconds: float | None = None
     frame_bytes: int | None = None
+    body_bytes: int | None = None
     one_model: bool = False
     keeps_all: bool | None = None
 
@@ -264,7 +266,13 @@ ENDPOINTS = {
             hidden_tools=frozenset({"inspect"}),
             output_limit=2_000,
             hint_repeats=True,
-            limits=Limits(lanes=32, seconds=3_600, frame_bytes=16 * 2**20, keeps_all=True),
+            limits=Limits(
+                lanes=32,
+                seconds=3_600,
+                frame_bytes=16 * 2**20,
+                body_bytes=4 * 2**20,
+                keeps_all=True,
+            ),
             stores=True,
             compact_tokens=6_000,  # of the 8,192 that a slot has at most
         ),

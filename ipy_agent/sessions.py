@@ -10,10 +10,10 @@ Rule 2: what concerns all branches waits until none has a run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,7 @@ class Session:
             max_output_tokens: tokens that a response may have, for this run.
             schema: the type that the answer has to be: a dataclass, a msgspec struct, a pydantic
                 model or an annotation; the answer's `value` is one.
-            images: pictures to look at: paths, bytes, figures.
+            images: pictures to look at: paths, bytes, figures; one, or several.
             endpoint: another endpoint, for this run.
             front: who looks on; by default nobody.
 
@@ -191,13 +191,14 @@ class Session:
         shape = schema if schema is None or isinstance(schema, Shape) else shape_of(schema)
         front = front or Quiet()
         pictures = _pictures(images, target)
+        on_offer = offered(TOOLS, settings.tools, target.hidden_tools)
+        fields = self._fields_for(settings, target, on_offer, shape)
         name = self._branches.named(branch)
         with self._alone(name):
-            on_offer = offered(TOOLS, settings.tools, target.hidden_tools)
             worker = Worker(on_offer, settings.mode, front.approve, target)
             ask = Ask(
                 prompt=prompt.encode("utf-8", "replace").decode(),
-                fields=self._fields_for(settings, target, on_offer, shape),
+                fields=fields,
                 endpoint=target.name,
                 budget_turns=settings.budget_turns,
                 budget_seconds=settings.budget_seconds,
@@ -211,7 +212,7 @@ class Session:
             due = settings.compact_tokens or target.compact_tokens
 
             async def begin(perform: Perform, hear: Hear) -> Said:
-                if due is not None and (said.tokens or 0) >= due:
+                if due is not None and said.is_due(due):
                     await self._compact_first(said, ask.fields, target, hear)
                 return await answer(ask, said, way, perform, hear)
 
@@ -385,6 +386,7 @@ class Session:
     ) -> None:
         """Compact a conversation before a run; if that fails the run goes on with all of it."""
         before = said.items.length
+        said.tried()
         hear(Notice(text="compacting the conversation"))
         try:
             await compacted(said, fields, self._connections.compacting(target))
@@ -401,10 +403,15 @@ class Session:
         worker = Worker({}, self.settings.mode, front.approve, self._endpoint)
         attend(begin, worker, front, self._connections.loop, lambda _: None)
 
-    def _alone(self, name: str | None = None) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _alone(self, name: str | None = None) -> Iterator[None]:
         """Have a branch, or all of them, for oneself."""
         self._connections.check()
-        return self._branches.all_at_rest() if name is None else self._branches.alone_on(name)
+        branches = self._branches
+        with branches.all_at_rest() if name is None else branches.alone_on(name):
+            if branches is not self._branches:
+                raise UsageError("the session was reset while this waited: run it again")
+            yield
 
 
 def _pictures(images: Sequence[Any], target: Endpoint) -> list[Item]:
@@ -413,12 +420,15 @@ def _pictures(images: Sequence[Any], target: Endpoint) -> list[Item]:
             f"the models of {target.name} take no pictures here: leave them out, "
             "or choose another endpoint"
         )
+    if isinstance(images, (str, bytes, Path)):
+        images = [images]
     return [image if isinstance(image, dict) else picture(image) for image in images]
 
 
 def _said_at(turns: Sequence[TurnRecord], at: int) -> Chain:
     """Return the conversation as a turn left it."""
-    row = turns[at - 1] if 0 < at <= len(turns) else None
+    number = at if isinstance(at, int) and not isinstance(at, bool) else 0
+    row = turns[number - 1] if 0 < number <= len(turns) else None
     if row is None or row.response_id is None or not isinstance(row.said, Chain):
         raise UsageError(f"turn {at} has no answer to go on from: see %agent turns")
     return row.said

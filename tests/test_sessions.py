@@ -14,6 +14,7 @@ import pytest
 
 import ipy_agent
 from ipy_agent import sessions
+from ipy_agent.agent.branches import Branches
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.background import Background
@@ -616,7 +617,7 @@ def test_a_fork_begins_where_a_turn_ended(new, served):
     assert [text(item) for item in said] == ["one", "one", "else", "else"]
 
 
-@pytest.mark.parametrize("at", [0, -1, 3])
+@pytest.mark.parametrize("at", [0, -1, 3, True, "1"])
 def test_a_fork_needs_a_turn_that_was_answered(scripted, at):
     """A number that no turn has, and a turn that failed, are said in one line."""
     session = scripted([{"text": "1"}, {"error": {}}])
@@ -661,29 +662,56 @@ def test_two_branches_have_turns_at_the_same_time(new, peer):
 
 
 @pytest.mark.usefixtures("tools")
-def test_tools_of_two_branches_take_turns(new, served):
-    """What they print goes through one `sys.stdout`, so one runs at a time."""
-    inside, most = [], []
+def test_a_tool_may_ask_on_another_branch_from_a_thread(new, served):
+    """An agent below an agent: its tools run while the tool that began it still does."""
+
+    @ipy_agent.tool
+    def below() -> str:
+        """Ask below."""
+        thread = threading.Thread(target=lambda: said.append(session.run("x", branch="b").text))
+        thread.start()
+        thread.join(SECONDS)
+        return said[0]
 
     @ipy_agent.tool
     def act() -> str:
         """Act."""
-        inside.append(None)
-        most.append(len(inside))
-        threading.Event().wait(0.01)
-        inside.pop()
         return "done"
 
-    session = new(served([CALL, CALL, CALL, CALL]), mode="auto")
-    threads = [
-        threading.Thread(target=session.run, args=("x",), kwargs={"branch": name})
-        for name in ("a", "b", "c", "d")
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS)
-    assert most == [1, 1, 1, 1]
+    said = []
+    script = [{"tool_calls": [{"name": "below"}]}, CALL, {"text": "from below"}, {"text": "above"}]
+    session = new(served(script), mode="auto")
+
+    assert session.run("go").text == "above"
+    assert said == ["from below"]
+    assert list(session.tools["name"]) == ["act", "below"]
+
+
+def test_a_run_that_waited_for_a_reset_is_told(scripted):
+    """Its branch is no more: nothing is sent, and the next run goes on."""
+
+    class Late(Branches):
+        """Has a reset while somebody waits for a branch."""
+
+        def alone_on(self, name):
+            session._branches = Branches()
+            return super().alone_on(name)
+
+    session = scripted()
+    session._branches = Late()
+    with pytest.raises(UsageError, match="was reset while this waited"):
+        session.run("one")
+
+    assert len(session.turns) == 0
+    assert session.run("two").text == "two"
+
+
+def test_a_run_that_is_refused_leaves_no_branch_behind(new):
+    """What could not be sent began nothing."""
+    session = new(Endpoint.named("ollama"))
+    with pytest.raises(UsageError, match="-m MODEL"):
+        session.run("x", branch="b")
+    assert session.branches == ("main",)
 
 
 def test_reset_leaves_one_empty_branch(scripted):
@@ -758,7 +786,7 @@ def test_a_picture_travels_in_the_prompt(scripted, tmp_path):
     png = tmp_path / "dot.png"
     png.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     session = scripted(endpoint="http://127.0.0.1:1/v1")
-    session.run("what is it?", images=[png])
+    session.run("what is it?", images=png)
     with pytest.raises(UsageError, match="take no pictures"):
         session.run("and here?", images=[png], endpoint="local")
 
@@ -838,6 +866,17 @@ def test_a_conversation_that_grew_long_is_compacted_by_itself(new, served):
     assert session.run("four", front=front).text == "after"
     assert front.told == ["compacted: 2 items are now 2"]
     assert list(session.turns["sent_items"]) == [1, 3]
+
+
+def test_compaction_that_left_much_is_not_tried_at_every_run(new, served):
+    """Only when half as much again was said since is it worth another summary."""
+    session = new(served([]), compact_tokens=5)
+    front = Notices()
+    session.run("a b c d e f g h i j", front=front)
+    for _ in range(3):
+        session.run("x", front=front)
+
+    assert len(front.told) == 1
 
 
 def test_a_conversation_that_cannot_be_compacted_goes_on(scripted):

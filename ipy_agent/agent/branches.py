@@ -60,20 +60,20 @@ class Branches:
         self.current = self.named(name)
 
     def fork(self, name: str, said: Chain | None = None) -> None:
-        """Begin a branch with what was said, by default what the current branch has by now.
+        """Begin a branch with what was said, by default on the current branch when it was at rest.
 
         Raises:
             UsageError: the name is taken, or no branch can have it.
         """
         if not is_name(name):
             raise UsageError(
-                f"{name[:80]!r} is no name for a branch: take 1 to 256 letters, digits, "
+                f"{str(name)[:80]!r} is no name for a branch: take 1 to 256 letters, digits, "
                 "'_', '.' or '-'"
             )
         with self._naming:
             if name in self._conversations:
                 raise UsageError(f"there is a branch {name!r}: take another name, or switch to it")
-            source = self._conversations[self.current].items if said is None else said
+            source = self._conversations[self.current].at_rest if said is None else said
             self._locks[name] = threading.Lock()
             self._conversations[name] = Conversation(name, source)
 

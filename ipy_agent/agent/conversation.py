@@ -35,19 +35,40 @@ class Conversation:
         items: what it begins with; it shares them with the branch that it was forked from.
 
     Attributes:
+        at_rest: what was said when no run was under way: what a fork begins with.
         tokens: how many its last turn had, as its endpoint counted; `None` before.
     """
 
     def __init__(self, branch: str = MAIN, items: Chain = EMPTY) -> None:
         self.branch = branch
-        self.items = items
+        self.items = self.at_rest = items
         self.tokens: int | None = None
         self._open: dict[str, Item] = {}
+        self._left = 0
+        self._tried = False
 
     @property
     def stream_id(self) -> str | None:
         """The lane that it asks for: the default lane, or one of its own name."""
         return None if self.branch == MAIN else self.branch
+
+    def rest(self) -> None:
+        """Take note that a run is over."""
+        self.at_rest = self.items
+
+    def is_due(self, limit: int) -> bool:
+        """Whether to compact: it has so many tokens, and half as many more than last time left."""
+        return (self.tokens or 0) >= max(limit, self._left * 3 // 2)
+
+    def counted(self, tokens: int | None) -> None:
+        """Take note of how many tokens a turn had."""
+        self.tokens = tokens
+        if self._tried:
+            self._tried, self._left = False, tokens or 0
+
+    def tried(self) -> None:
+        """Take note that it was compacted, or could not be."""
+        self._tried = True
 
     def add(self, items: Iterable[Item]) -> None:
         """Put items at the end."""
@@ -78,4 +99,5 @@ async def compacted(conversation: Conversation, fields: Fields, way: Compacts) -
     """
     request = Request(fields=fields, input=conversation.items)
     conversation.back_to(EMPTY.extend(await way.compact(request)))
+    conversation.rest()
     conversation.tokens = None

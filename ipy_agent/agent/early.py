@@ -4,7 +4,8 @@ Between a call's last argument and the response's terminal event a second may pa
 without side effects runs in it; what it found is told when the response is complete.
 
 Rule 1: once something with side effects was called, what is called behind it waits for it.
-Rule 2: if the complete response does not hold the very call that was begun, that was for nothing.
+Rule 2: an interrupt of one ends the turn at once, as an interrupt of the wait would.
+Rule 3: if the complete response does not hold the very call that was begun, that was for nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class EarlyCalls:
         self._tell = hear
         self._begun: dict[_Key, asyncio.Task[Outcome]] = {}
         self._waits = False
+        self._turn: asyncio.Task[object] | None = None
 
     def hear(self, event: Event | Trace) -> None:
         """Pass an event on, and begin the call that it completes if it may."""
@@ -51,18 +53,20 @@ class EarlyCalls:
         if isinstance(event, ItemDone) and is_call(event.item):
             self._waits = self._waits or not self._early(event.item)
             if not self._waits:
-                key = _key(event.item)
+                key, self._turn = _key(event.item), asyncio.current_task()
                 self._begun[key] = self._begun.get(key) or asyncio.create_task(
                     self._outcome(event.item)
                 )
 
     async def outcome(self, call: Item) -> Outcome:
         """Return what came of a call, begun before or now."""
+        self._turn = None  # from now on an interrupted call is its asker's to act on
         begun = self._begun.pop(_key(call), None)
         return await (begun or self._outcome(call))
 
     async def close(self) -> None:
         """Give up what was begun for nothing."""
+        self._turn = None
         for task in self._begun.values():
             task.cancel()
         await asyncio.gather(*self._begun.values(), return_exceptions=True)
@@ -77,6 +81,8 @@ class EarlyCalls:
             # Nobody waits for it any more; that it was begun has to be known.
             outcome = cut_off(call, started_at, (time.perf_counter() - began) * 1_000)
         self._tell(outcome.ended)
+        if outcome.ended.status == "interrupted" and self._turn is not None:
+            self._turn.cancel()  # the user stopped it: the rest of the response is not waited for
         return outcome
 
 

@@ -82,7 +82,7 @@ async def answer(
         new, misfits = [user(ask.prompt, ask.pictures)], 0
         conversation.add(new)
         async with limit:
-            for _ in range(ask.budget_turns):
+            for left in reversed(range(ask.budget_turns)):
                 response = await _turn(ask, new, conversation, transport, perform, hear, limit)
                 output, new = response.output or [], []
                 status = response.status or "completed"
@@ -93,7 +93,7 @@ async def answer(
                     return Said(said, ask.shape.parse(said) if ask.shape else said)
                 except Misfit as misfit:
                     misfits += 1
-                    if misfits > RETRIES or status == "incomplete":
+                    if misfits > RETRIES or status == "incomplete" or not left:
                         raise _misfit(misfit, said) from None
                     hear(Notice(text="the answer does not fit: asking once more", lasting=True))
                     new = [user(f"That does not fit the schema: {misfit}. Answer again.")]
@@ -109,6 +109,7 @@ async def answer(
         answered = status in ("completed", "incomplete")
         if not answered and len(conversation.items) == len(before) + 1:
             conversation.back_to(before)
+        conversation.rest()
         hear(RunEnded(status=status))
 
 
@@ -150,7 +151,7 @@ async def _turn(
         response = await _exchange(transport, request, early.hear)
         output = response.output or []
         conversation.add(output)
-        conversation.tokens = _tokens(response)
+        conversation.counted(_tokens(response))
         hear(ItemsAdded(items=output))
         if response.status != "incomplete":
             for call in calls(output):

@@ -11,7 +11,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import queue
-import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
@@ -30,9 +29,6 @@ T = TypeVar("T")
 Begin = Callable[[Perform, Hear], Coroutine[Any, Any, T]]
 STOP_SECONDS = 1.0
 TICK_SECONDS = 0.1
-
-_ONE_TOOL = threading.RLock()
-"""Tools of several branches take turns: what they print goes through one `sys.stdout`."""
 
 
 class Front(Protocol):
@@ -155,7 +151,7 @@ def _see_through(
             front.tick()
             continue
         if isinstance(message, _Job):
-            with _ONE_TOOL, front.working():
+            with front.working():
                 # An interrupt from here on is the tool's; one that came before is the run's.
                 outcome = None if stops else worker.carry_out(message.call)
             background.check()  # a tool may fork: the run is the parent's

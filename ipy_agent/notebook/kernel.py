@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Annotated, Any
@@ -27,6 +28,10 @@ __all__ = ["kernel_tools"]
 TRACEBACK_LINES = 12
 PICTURES = 4
 CHANGES = 12
+WAIT_SECONDS = 120.0
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Code of several branches takes turns: all that it prints goes through one `sys.stdout`."""
 
 # `np.float64(4.2)` says no more than `4.2`, and small models copy it.
 _NUMPY = re.compile(r"\bnp\.(?:float|int|uint|bool|str)\w*\(([^()]*)\)")
@@ -67,6 +72,15 @@ with dtypes and ranges, and first rows."""
 
 
 def _run(shell: InteractiveShell, code: str) -> Result:
+    if not _ONE_AT_A_TIME.acquire(timeout=WAIT_SECONDS):
+        return Result("not run: other code is still running in this kernel", failed=True)
+    try:
+        return _run_alone(shell, code)
+    finally:
+        _ONE_AT_A_TIME.release()
+
+
+def _run_alone(shell: InteractiveShell, code: str) -> Result:
     before = {name: shell.user_ns[name] for name in _names(shell)}
     gate = Gate()
     with (

@@ -22,9 +22,9 @@ __all__ = ["CLIENT", "MOVES", "SERVER", "IllegalMove", "Lane", "Side", "State", 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 
 
-def is_name(name: str) -> bool:
+def is_name(name: object) -> bool:
     """Whether a lane can be called so."""
-    return _NAME.fullmatch(name) is not None
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 class State(enum.Enum):

@@ -152,6 +152,8 @@ class Connection:
             return
         try:
             check_lane(name)
+            if isinstance(ask, ResponseFailed) and name not in self._seats:
+                raise ask  # what asks for nothing takes no name
             seat = self._seats.get(name) or self._new_seat(name, group)
         except ResponseFailed as refused:
             await self._tell(refusal(refused, name))

@@ -33,6 +33,8 @@ __all__ = ["CONNECTION_LIMIT", "Arrival", "Connection", "LiveLane", "open_connec
 
 MAX_RESPONSE = 64 * 2**20
 CLOSE_SECONDS = 0.3
+TOO_BIG = 1009
+"""RFC 6455's code for a message that is larger than its receiver takes."""
 
 CONNECTION_LIMIT = "websocket_connection_limit_reached"
 
@@ -125,6 +127,7 @@ class Connection:
         model: what it was opened for.
         leaving: it takes no more turns, and is closed when those under way have ended.
         echoes: whether it was seen to tell lanes apart; `None` until it was tried.
+        refused_bytes: the size of the request that was too big for its peer, if one was.
         keeps_all: whether it is known to keep every response, not only each lane's latest.
     """
 
@@ -145,6 +148,7 @@ class Connection:
         self.lanes: dict[str | None, LiveLane] = {}
         self.in_flight = asyncio.Semaphore(limits.in_flight)
         self.keeps_all = limits.keeps_all is True
+        self.refused_bytes: int | None = None
         self._sent_bytes = 0
         self._reader = asyncio.create_task(self._read())
 
@@ -202,7 +206,10 @@ class Connection:
                 raw = frame.encode()
                 self._deliver(decode(raw), len(raw))
         except ConnectionClosed as closed:
-            self.lost = _lost(closed, self._sent_bytes)
+            if closed.rcvd is not None and closed.rcvd.code == TOO_BIG:
+                unheard = [lane for lane in self.lanes.values() if lane.taken and not lane.heard]
+                self.refused_bytes = max((lane.sent_bytes for lane in unheard), default=None)
+            self.lost = _lost(closed, self.refused_bytes or self._sent_bytes)
         except MessageTooBig as error:
             self.lost = error
         except (msgspec.DecodeError, IllegalMove) as error:
@@ -214,7 +221,19 @@ class Connection:
             for lane in self.lanes.values():
                 lane.moves.move(SERVER, "close")
                 lane.let_go()
-                lane.arrived.put_nowait(self.lost)
+                lane.arrived.put_nowait(self._told_to(lane))
+
+    def _told_to(self, lane: LiveLane) -> AgentError:
+        """Return why a lane's turn ended: what was too big was the largest request."""
+        assert self.lost is not None  # noqa: S101 (for the type checker)
+        if self.refused_bytes is None or lane.sent_bytes >= self.refused_bytes:
+            return self.lost
+        return ConnectionLost(
+            "the connection was lost in a turn (another request on it was too big); "
+            "run the cell again",
+            sent=True,
+            close_code=TOO_BIG,
+        )
 
     def _deliver(self, event: Event, size: int) -> None:
         taken = [lane.take(size, event) for lane in self._meant(event)]
@@ -258,13 +277,13 @@ _MISFIT = frozenset({1002, 1003, 1007, 1010})
 def _lost(closed: ConnectionClosed, sent_bytes: int) -> AgentError:
     theirs = closed.rcvd.code if closed.rcvd else None
     ours = closed.sent.code if closed.sent else None
-    if theirs == 1009:  # noqa: PLR2004 (RFC 6455: too big)
+    if theirs == TOO_BIG:
         return MessageTooBig(
             f"the endpoint takes no message of {sent_bytes:,} bytes: "
             "send less, or start over with `%agent reset`",
             sent=True,
         )
-    if ours == 1009:  # noqa: PLR2004
+    if ours == TOO_BIG:
         return MessageTooBig(
             f"the endpoint sent a message of more than {MAX_FRAME:,} bytes, which is the limit",
             sent=True,

@@ -64,6 +64,6 @@ def _refused(endpoint: Endpoint, refused: InvalidStatus) -> AgentError:
         return key_refused(endpoint)
     return UpgradeRefused(
         f"{endpoint.name} answers at {endpoint.url}, but refuses a WebSocket (HTTP {status}): "
-        "leave the transport to `auto`, or use one that speaks WebSocket",
+        "check the address, or try `%agent transport http`",
         status=status,
     )

@@ -77,6 +77,7 @@ class HttpTransport:
         self._client: Client | None = None
         self._local: Address | None = None
         self._turns = 0
+        self._limit = endpoint.limits.body_bytes or endpoint.limits.frame_bytes
         self._diagnoses = endpoint.diagnoses
         self._answered: dict[str | None, str] = {}
 
@@ -181,7 +182,7 @@ class HttpTransport:
         self, request: Request, body: bytes, path: str = ""
     ) -> AsyncGenerator[Notice | Post, None]:
         """Yield what takes long, if anything does, and last a post that is on the wire."""
-        limit = self.endpoint.limits.frame_bytes
+        limit = self._limit
         if limit is not None and len(body) > limit:
             raise MessageTooBig(
                 f"the request has {len(body):,} bytes and {self.endpoint.name} takes "
@@ -252,6 +253,7 @@ class HttpTransport:
             )
         reason = reason_of(await post.whole())
         if status == _TOO_LARGE:
+            self._limit = post.size - 1
             raise MessageTooBig(
                 f"{name} takes no request of this size (HTTP 413): "
                 "send less, or start over with `%agent reset`",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncGenerator
 
@@ -70,6 +71,9 @@ class Pool:
         lane.let_go()
         lane.taken = False
         connection.used_at = time.monotonic()
+        if self.limits.lanes is None and connection.echoes is not None:
+            lanes = MAX_LANES if connection.echoes else 0
+            self.limits = dataclasses.replace(self.limits, lanes=lanes)
         if lane.moves.state is not State.IDLE:
             connection.leaving = True
         self._left.set()
@@ -109,7 +113,7 @@ class Pool:
             return not lane.taken
         if connection.echoes is False:
             return not connection.lanes
-        most = MAX_LANES if self.limits.lanes is None else self.limits.lanes
+        most = MAX_LANES if self.limits.lanes is None else self.limits.lanes  # None: tried out
         return name is None or len(connection.lanes.keys() - {None}) < most
 
     async def _open(self, request: Request) -> AsyncGenerator[Notice, None]:

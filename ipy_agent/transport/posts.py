@@ -76,7 +76,7 @@ class Client:
             "Content-Type": "application/json",
             **headers,
         }
-        post = Post(self._endpoint, url, first, idle)
+        post = Post(self._endpoint, url, len(body), first, idle)
         try:
             request = self._client.build_request(
                 "POST", url, headers=told, content=body, extensions={"trace": post.hear}
@@ -95,6 +95,7 @@ class Post:
     """A request and what is answered.
 
     Attributes:
+        size: bytes of its body.
         sent: whether any of it may have left.
         connect_ms: how long connecting took; `None` on a connection that was there.
         received: bytes of the answer's body so far.
@@ -102,7 +103,8 @@ class Post:
         headers: the answer's, by their names in any case.
     """
 
-    def __init__(self, endpoint: Endpoint, url: str, first: float, idle: float) -> None:
+    def __init__(self, endpoint: Endpoint, url: str, size: int, first: float, idle: float) -> None:
+        self.size = size
         self.sent = False
         self.connect_ms: float | None = None
         self.received = 0

@@ -108,6 +108,8 @@ class WebSocketTransport:
                         return
                     attempt += 1
             finally:
+                if (refused := place.connection.refused_bytes) is not None:
+                    self._limit(frame_bytes=refused - 1)
                 await self._pool.leave(place)
 
     def describe(self) -> str:
@@ -143,13 +145,8 @@ class WebSocketTransport:
         else:
             arrival = lane.arrived.get_nowait()
         if isinstance(arrival, AgentError):
-            self._learn(arrival, lane)
             raise arrival
         return arrival
-
-    def _learn(self, error: AgentError, lane: LiveLane) -> None:
-        if isinstance(error, MessageTooBig) and lane.sent_bytes and not lane.heard:
-            self._limit(frame_bytes=lane.sent_bytes - 1)
 
     def _limit(self, **learnt: Any) -> None:
         self._pool.limits = dataclasses.replace(self._pool.limits, **learnt)
@@ -168,6 +165,9 @@ class WebSocketTransport:
     def _note(self, turn: Turn, event: Event) -> None:
         if isinstance(event, ResponseCompleted):
             self._answered[turn.request.stream_id] = event.response.id
+        elif "elsewhere" in turn.mended:
+            # A new connection did not take the model either: nothing was learnt.
+            self._limit(one_model=self.endpoint.limits.one_model)
 
     # what is done about what a peer will not do
 

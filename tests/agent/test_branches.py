@@ -21,6 +21,7 @@ def test_a_branch_shares_what_was_said_and_goes_its_own_way():
     """What is said on one is not said on the other; the shared part is the very same."""
     branches = Branches()
     branches.conversation("main").add([user("one")])
+    branches.conversation("main").rest()
     branches.fork("idea")
     branches.conversation("idea").add([user("two")])
 
@@ -34,13 +35,32 @@ def test_a_new_name_forks_where_one_stands():
     """A name that is not there yet becomes a branch of the current one; no name is that one."""
     branches = Branches()
     branches.conversation("main").add([user("one")])
+    branches.conversation("main").rest()
     branches.switch("a")
     branches.conversation("a").add([user("two")])
+    branches.conversation("a").rest()
 
     assert branches.named("b") == "b"
     assert said(branches, "b") == ["one", "two"]
     assert branches.named(None) == branches.current == "a"
     assert branches.named("main") == "main"
+
+
+def test_a_fork_of_a_branch_in_a_run_has_what_was_said_before_it():
+    """What a run adds may be taken back, and its calls are open: nothing of it is shared."""
+    branches = Branches()
+    main = branches.conversation("main")
+    main.add([user("one")])
+    main.rest()
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    main.add([user("two"), call])
+    branches.fork("idea")
+
+    assert said(branches, "idea") == ["one"]
+    main.settle("not run")
+    main.rest()
+    branches.fork("later")
+    assert said(branches, "later") == ["one", "two", "{}", "not run"]
 
 
 def test_a_branch_may_begin_with_what_was_said_earlier():
@@ -62,7 +82,9 @@ def test_lanes_are_named_like_their_branches():
     assert branches.conversation("idea.2").stream_id == "idea.2"
 
 
-@pytest.mark.parametrize("name", ["", "two words", "a/b", "ä", "x" * 257, "new\nline", "$`x`"])
+@pytest.mark.parametrize(
+    "name", [5, True, "", "two words", "a/b", "ä", "x" * 257, "new\nline", "$`x`"]
+)
 def test_a_name_that_no_lane_can_have_is_refused(name):
     """The error says what a name is; nothing is made."""
     branches = Branches()

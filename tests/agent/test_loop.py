@@ -25,6 +25,7 @@ from ipy_agent.errors import (
 )
 from ipy_agent.protocol.events import (
     Error,
+    ItemDone,
     ResponseCompleted,
     ResponseFailedEvent,
     ResponseIncomplete,
@@ -610,6 +611,40 @@ def test_an_answer_that_never_fits_is_an_error_with_its_text(run):
 
     runs.ask["shape"] = None
     assert run(runs.run()) == "3"
+
+
+def test_an_answer_that_does_not_fit_at_the_end_of_the_budget_is_told_as_that(run):
+    """Its text is not lost to the budget, and nothing is asked that nobody will answer."""
+    runs = Runs([{"text": "one"}], shape=shape_of(int), budget_turns=1)
+
+    with pytest.raises(AnswerMisfit) as failure:
+        run(runs.run())
+    assert failure.value.text == "one"
+    assert runs.items[-1]["role"] == "assistant"
+
+
+def test_an_interrupt_of_an_early_look_ends_the_run_at_once(run):
+    """Nobody waits for the rest of the response."""
+
+    def look() -> str:
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+    class Hanging(ScriptedTransport):
+        async def stream(self, request):
+            self.requests.append(request)
+            call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+            yield ItemDone(output_index=0, item=call)
+            await asyncio.Event().wait()
+
+    runs = Runs(Hanging())
+    runs.worker = Worker({"look": tool_of(look, read_only=True)}, "auto", lambda _: False, HERE)
+    runs.ask["early"] = runs.worker.begins_early
+    with pytest.raises(asyncio.CancelledError):
+        run(runs.run())
+
+    assert runs.statuses == (["interrupted"], "interrupted")
+    assert runs.recorder.tools[0].status == "interrupted"
 
 
 def test_an_answer_that_was_cut_off_is_not_asked_for_again(run):

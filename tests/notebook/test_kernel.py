@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from ipy_agent.agent.tools import Result
+from ipy_agent.notebook import kernel
 from ipy_agent.notebook.kernel import kernel_tools
 
 
@@ -87,3 +90,50 @@ def test_inspect_looks_and_names_what_there_is(shell, tools):
 
     assert tools["inspect"](name="frame") == "frame: dict of 1\n  'a': int 1".replace("int ", "")
     assert tools["inspect"](name="Frame") == "there is no variable 'Frame'; there are: frame"
+
+
+def test_code_of_two_threads_takes_turns(shell, tools):
+    """What is printed goes through one `sys.stdout`: whoever comes second waits."""
+    inside, go = threading.Event(), threading.Event()
+    shell.user_ns.update(inside=inside, go=go)
+    order = []
+
+    def first():
+        tools["python"](code="inside.set(); go.wait(20); None")
+        order.append("first")
+
+    def second():
+        tools["python"](code="1")
+        order.append("second")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert inside.wait(20)
+    threads[1].start()
+    assert not kernel._ONE_AT_A_TIME.acquire(blocking=False)
+    assert order == []
+    go.set()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["first", "second"]
+
+
+def test_code_does_not_wait_for_ever(tools, monkeypatch):
+    """Where other code never ends, the model is told so."""
+    monkeypatch.setattr(kernel, "WAIT_SECONDS", 0.0)
+    held, over = threading.Event(), threading.Event()
+
+    def hold():
+        with kernel._ONE_AT_A_TIME:
+            held.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(20)
+    result = tools["python"](code="1")
+    over.set()
+    thread.join(20)
+
+    assert result.failed
+    assert "still running" in result.text

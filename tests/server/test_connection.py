@@ -123,6 +123,20 @@ def test_a_connection_has_a_bounded_number_of_named_lanes(connected):
     assert known["type"] == default["type"] == "response.completed"
 
 
+def test_what_asks_for_nothing_takes_no_name(connected):
+    """Frames that are refused as they stand leave all named lanes to those that ask."""
+
+    async def main():
+        async with connected(ScriptedEngine()) as client:
+            for number in range(MAX_NAMED_LANES + 1):
+                client.say({"type": "nonsense", "stream_id": f"n{number}"})
+                refused = await client.event()
+                assert refused["stream_id"] == f"n{number}"
+            return await client.answer("hi", stream_id="real")
+
+    assert asyncio.run(main())["type"] == "response.completed"
+
+
 def test_a_lane_with_a_bad_name_is_refused_under_that_name(connected):
     """Whoever waits on the lane that it named hears why there is none."""
 

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from ipy_agent.endpoints import Limits
-from ipy_agent.errors import MessageTooBig
+from ipy_agent.errors import ConnectionLost, MessageTooBig
 from ipy_agent.protocol.events import TERMINAL, Error, TextDelta
 from ipy_agent.protocol.items import EMPTY, text, user
 from ipy_agent.protocol.lanes import State
@@ -491,16 +491,19 @@ def test_that_a_connection_has_one_model_is_learnt(run, peer):
 
 
 def test_a_model_that_nobody_has_is_told(run, peer):
-    """Where a new connection refuses it too, that is the answer."""
+    """Where a new connection refuses it too, that is the answer, and nothing was learnt."""
     no = refusal("model_not_found", "model", status=404)
     other = peer([[completed("m1", "1")], [no]], [[no]])
 
     async def main():
         async with Branches(other, Limits()) as branches:
             await branches.ask("one")
-            return await branches.ask("two", model="n")
+            refused = await branches.ask("two", model="n")
+            return refused, branches.transport._pool.limits.one_model
 
-    assert run(main())[-2].reason.code == "model_not_found"
+    refused, one_model = run(main())
+    assert refused[-2].reason.code == "model_not_found"
+    assert not one_model
 
 
 def test_a_request_too_large_for_a_frame_is_not_sent(run, peer):
@@ -519,6 +522,57 @@ def test_a_request_too_large_for_a_frame_is_not_sent(run, peer):
     failure, events = run(main())
     assert not failure.sent
     assert (sent(events).connection, sent(events).previous_response_id) == (1, "m1")
+
+
+def test_a_limit_is_learnt_from_the_largest_request_only(run, peer):
+    """Another request on the socket lost its connection, and no more than that."""
+    other = peer([[], [("close", 1009)]], [[completed("a1", "a", "a")]])
+
+    async def main():
+        async with Branches(other) as branches:
+            small = asyncio.create_task(branches.ask("x", "a"))
+            await branches.seen(1)
+            with pytest.raises(MessageTooBig, match=r"no message of 20,\d\d\d bytes"):
+                await branches.ask("x" * 20_000)
+            with pytest.raises(ConnectionLost):
+                await small
+            branches.said.clear()
+            return await branches.ask("x", "a"), branches.transport._pool.limits.frame_bytes
+
+    again, limit = run(main())
+    assert isinstance(again[-2], TERMINAL)
+    assert 20_000 < limit < 21_000
+
+
+def test_nothing_is_learnt_from_a_reply_that_is_too_large(run, peer):
+    """It says nothing of what the endpoint takes."""
+    large = {"type": "response.output_text.delta", "delta": "x" * (16 * 2**20)}
+    other = peer([[large]], [[completed("m2", "2")]])
+
+    async def main():
+        async with Branches(other) as branches:
+            with pytest.raises(MessageTooBig):
+                await branches.ask("one")
+            return await branches.ask("two" * 100)
+
+    assert isinstance(run(main())[-2], TERMINAL)
+
+
+def test_what_is_learnt_of_lanes_counts_for_the_next_connection(run, peer):
+    """A peer that ignores lanes is not asked with one again."""
+    other = peer(
+        [[completed("a1", "a")]],
+        [[completed("b1", "b")]],
+    )
+
+    async def main():
+        async with Branches(other, Limits()) as branches:
+            await branches.ask("x", "a")
+            await branches.ask("y", "b")
+
+    run(main())
+    assert other.seen[0].frames[0]["stream_id"] == "a"
+    assert "stream_id" not in other.seen[1].frames[0]
 
 
 # what must not mix
