@@ -220,7 +220,7 @@ class _Loose(Exception):
 _SAYS = frozenset({"$ref", "anyOf", "const", "enum", "type"})
 """One of these every schema has in strict mode; `Any` has none."""
 _TAKEN = _SAYS | frozenset(
-    "$defs additionalProperties description exclusiveMaximum exclusiveMinimum format items "  # noqa: SIM905
+    "$defs additionalProperties description exclusiveMaximum exclusiveMinimum format items "  # noqa: SIM905 (words read best as words)
     "maxItems maximum minItems minimum multipleOf pattern properties required title".split()
 )
 _UNSAID = frozenset(

@@ -5,8 +5,6 @@ queue. What ends a connection ends it once: `lost` says why, and every lane hear
 
 Rule 1: what no turn of ours asked for is ignored; what breaks the protocol in a turn ends it.
 Rule 2: a close never waits long for its peer.
-Rule 3: while a fork is on its way the lane it continues from stands still, since its next
-response may take the shared one's place.
 """
 
 from __future__ import annotations
@@ -22,102 +20,21 @@ from websockets.protocol import State as SocketState
 
 from ipy_agent.endpoints import Endpoint, Limits
 from ipy_agent.errors import AgentError, ConnectionLost, MessageTooBig, ProtocolError
-from ipy_agent.protocol.events import Error, Event, ResponseCreated, decode
-from ipy_agent.protocol.lanes import CLIENT, SERVER, IllegalMove, Lane, State
+from ipy_agent.protocol.events import Error, Event, decode
+from ipy_agent.protocol.lanes import SERVER, IllegalMove, State
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
 from ipy_agent.transport.address import Address
 from ipy_agent.transport.handshake import MAX_FRAME, open_socket
+from ipy_agent.transport.livelane import LiveLane
 
-__all__ = ["CONNECTION_LIMIT", "Arrival", "Connection", "LiveLane", "open_connection"]
+__all__ = ["CONNECTION_LIMIT", "Connection", "open_connection"]
 
-MAX_RESPONSE = 64 * 2**20
 CLOSE_SECONDS = 0.3
 TOO_BIG = 1009
 """RFC 6455's code for a message that is larger than its receiver takes."""
 
 CONNECTION_LIMIT = "websocket_connection_limit_reached"
-
-Arrival = tuple[int, Event]
-"""An event, and the bytes of its frame."""
-
-
-class LiveLane:
-    """A lane as its client keeps it: where it stands, and what arrived.
-
-    Attributes:
-        name: the branch that it serves.
-        wire: its `stream_id`; `None` for the default lane.
-        taken: whether somebody has a turn here, or is about to.
-        arrived: what the reader read and the turn has not; at most a response.
-        sent_bytes: what the turn's request had.
-        heard: whether anything came of the turn.
-    """
-
-    def __init__(self, name: str | None, wire: str | None) -> None:
-        self.name = name
-        self.wire = wire
-        self.moves = Lane(wire)
-        self.taken = False
-        self.arrived: asyncio.Queue[Arrival | AgentError] = asyncio.Queue()
-        self.sent_bytes = 0
-        self.heard = False
-        self._forks = 0
-        self._free = asyncio.Event()
-        self._forked_from: LiveLane | None = None
-        self._read = 0
-        self._before: str | None = None
-        self._response: str | None = None
-
-    def forks_from(self, source: LiveLane) -> None:
-        """Hold another lane until this one's turn has taken its parent over."""
-        self._forked_from = source
-        source._forks += 1
-
-    async def stands_free(self) -> None:
-        """Wait until no fork on its way continues from this lane's latest response."""
-        while self._forks:
-            self._free.clear()
-            await self._free.wait()
-
-    def begin(self, sent_bytes: int) -> None:
-        """Take note that a turn is asked for."""
-        self.moves.move(CLIENT, "create")
-        self.sent_bytes, self.heard, self._read = sent_bytes, False, 0
-        self._before, self._response = self._response or self._before, None
-
-    def take(self, size: int, event: Event) -> bool:
-        """Take in an event of this lane's turn; one of the turn before it is not taken.
-
-        Raises:
-            IllegalMove: nothing like it may come now.
-            MessageTooBig: the response is larger than any may be.
-        """
-        name = getattr(getattr(event, "response", None), "id", None)
-        if name is not None:
-            if name == self._before:
-                return False
-            self._response = name
-        self.moves.move(SERVER, event.KIND)
-        self._read += size
-        if self._read > MAX_RESPONSE:
-            raise MessageTooBig(
-                f"the endpoint sent a response of more than {MAX_RESPONSE:,} bytes, "
-                "which is the limit",
-                sent=True,
-            )
-        self.heard = True
-        self.arrived.put_nowait((size, event))
-        if event.KIND != "other" and not isinstance(event, ResponseCreated):
-            self.let_go()
-        return True
-
-    def let_go(self) -> None:
-        """Let the lane that was forked from move on."""
-        source, self._forked_from = self._forked_from, None
-        if source is not None:
-            source._forks -= 1  # noqa: SLF001 (a lane of the same connection)
-            source._free.set()  # noqa: SLF001 (see above)
 
 
 class Connection:

@@ -22,7 +22,8 @@ from ipy_agent.protocol.lanes import State
 from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import Notice
 from ipy_agent.transport.address import Address, Locate, addresses
-from ipy_agent.transport.connection import Connection, LiveLane, open_connection
+from ipy_agent.transport.connection import Connection, open_connection
+from ipy_agent.transport.livelane import LiveLane
 
 __all__ = ["Place", "Pool"]
 

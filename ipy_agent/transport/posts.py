@@ -27,8 +27,8 @@ from ipy_agent.errors import (
     MessageTooBig,
     NoAnswer,
 )
-from ipy_agent.transport.connection import MAX_RESPONSE
 from ipy_agent.transport.handshake import OPEN_SECONDS
+from ipy_agent.transport.livelane import MAX_RESPONSE
 
 __all__ = ["Client", "Post"]
 

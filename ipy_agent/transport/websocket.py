@@ -26,7 +26,8 @@ from ipy_agent.protocol.response import Reason
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
 from ipy_agent.transport.address import Locate, key_refused, local_address
-from ipy_agent.transport.connection import CONNECTION_LIMIT, Arrival, LiveLane
+from ipy_agent.transport.connection import CONNECTION_LIMIT
+from ipy_agent.transport.livelane import Arrival, LiveLane
 from ipy_agent.transport.pool import Place, Pool
 from ipy_agent.transport.turns import Turn
 

@@ -39,8 +39,8 @@ from ipy_agent.protocol.items import EMPTY, calls, output_of, text, user
 from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import reply
-from ipy_agent.transport.connection import MAX_RESPONSE
 from ipy_agent.transport.http import HttpTransport
+from ipy_agent.transport.livelane import MAX_RESPONSE
 from ipy_agent.transport.websocket import WebSocketTransport
 
 FIELDS = Fields({"model": "m", "instructions": "Be brief.", "store": False})
