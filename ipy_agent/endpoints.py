@@ -93,6 +93,7 @@ class Endpoint:
         cache_minimum: tokens below which its prompt cache does not begin.
         needs_model: it has no model of its own: the user has to name one.
         compact_tokens: input tokens from which a conversation is compacted by itself.
+        context: what its model is told of the user's variables by itself: `off`, `names`, `delta`.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Endpoint:
     cache_minimum: int = 0
     needs_model: bool = False
     compact_tokens: int | None = None
+    context: str = "delta"
 
     @property
     def loopback(self) -> bool:
@@ -274,6 +276,7 @@ ENDPOINTS = {
                 keeps_all=True,
             ),
             stores=True,
+            context="off",  # its model is small: the fewer words, the better
             compact_tokens=6_000,  # of the 8,192 that a slot has at most
         ),
         Endpoint(

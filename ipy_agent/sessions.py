@@ -84,6 +84,8 @@ class Session:
     parallel_tool_calls = _Setting("parallel_tool_calls")
     compact_tokens = _Setting("compact_tokens")
     prompt_cache_key = _Setting("prompt_cache_key")
+    context = _Setting("context")
+    replay = _Setting("replay")
     budget_turns = _Setting("budget_turns")
     budget_seconds = _Setting("budget_seconds")
 

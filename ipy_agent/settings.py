@@ -9,13 +9,16 @@ from typing import Any, Literal, get_args
 
 from ipy_agent.errors import UsageError
 
-__all__ = ["CONFIGURED", "MODES", "TRANSPORTS", "Mode", "Settings", "Way"]
+__all__ = ["CONFIGURED", "CONTEXTS", "MODES", "TRANSPORTS", "Context", "Mode", "Settings", "Way"]
 
 Mode = Literal["read", "ask", "auto"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 Way = Literal["auto", "websocket", "http"]
 TRANSPORTS: tuple[Way, ...] = get_args(Way)
+
+Context = Literal["off", "names", "delta"]
+CONTEXTS: tuple[Context, ...] = get_args(Context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,9 @@ class Settings:
         parallel_tool_calls: whether a response may hold more than one tool call.
         compact_tokens: input tokens from which the conversation is compacted before a run.
         prompt_cache_key: what the endpoint's prompt cache routes by.
+        context: what the model is told of the user's variables by itself: `off` nothing, `names`
+            which are new, changed or gone since it last heard, `delta` their types and shapes too.
+        replay: whether a cell that would ask the same again shows its stored answer instead.
         budget_turns: turns a cell run may take.
         budget_seconds: seconds a cell run may take.
     """
@@ -52,6 +58,8 @@ class Settings:
     parallel_tool_calls: bool | None = None
     compact_tokens: int | None = None
     prompt_cache_key: str | None = None
+    context: Context | None = None
+    replay: bool = False
     budget_turns: int = 25
     budget_seconds: float = 1_800.0
 
@@ -108,6 +116,11 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "compact_tokens": (_is_count, "a whole number above 0"),
     "prompt_cache_key": (_is_text, "a text"),
+    "context": (
+        lambda value: value is None or value in CONTEXTS,
+        f"one of {', '.join(CONTEXTS)}",
+    ),
+    "replay": (lambda value: isinstance(value, bool), "True or False"),
     "budget_turns": (
         lambda value: _is_number(value) and value == int(value),
         "a whole number above 0",

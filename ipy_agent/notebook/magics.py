@@ -25,7 +25,7 @@ from ipy_agent.notebook.commands import COMMANDS, LINE
 from ipy_agent.notebook.kernel import kernel_tools
 from ipy_agent.notebook.options import parsed, pictures_of, shape_named, variable
 from ipy_agent.notebook.preview import preview
-from ipy_agent.settings import CONFIGURED, MODES, SETTINGS, TRANSPORTS, Settings
+from ipy_agent.settings import CONFIGURED, CONTEXTS, MODES, SETTINGS, TRANSPORTS, Settings
 
 if TYPE_CHECKING:
     from ipy_agent.notebook.answer import CellFront
@@ -59,6 +59,8 @@ class AgentMagics(Magics):
     parallel_tool_calls = _setting(Bool, "Whether a response may hold several tool calls.")
     compact_tokens = _setting(Int, "Input tokens from which the conversation is compacted.")
     prompt_cache_key = _setting(Unicode, "What the prompt cache routes by (the session's id).")
+    context = _setting(Enum, "What the model is told of variables: off, names or delta.", CONTEXTS)
+    replay = _setting(Bool, "Whether a cell that asks the same again shows its stored answer.")
     budget_turns = _setting(Int, "Turns that a cell run may take (25).")
     budget_seconds = _setting(Float, "Seconds that a cell run may take (1800).")
 
