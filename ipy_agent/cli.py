@@ -1,4 +1,4 @@
-"""The command line: `ipy-agent demo | serve | model`.
+"""The command line: `ipy-agent demo | serve | model | install | doctor`.
 
 Exit codes: 0 done, 1 the job failed (one line why on stderr), 2 wrong usage.
 """
@@ -80,6 +80,29 @@ def _parser() -> argparse.ArgumentParser:
     path = actions.add_parser("path", help="where a model's file is")
     path.add_argument("name", nargs="?")
     path.set_defaults(run=_path)
+
+    install = commands.add_parser("install", help="have %%%%agent in every kernel and terminal")
+    place = install.add_mutually_exclusive_group(required=True)
+    place.add_argument(
+        "--sys-prefix",
+        dest="place",
+        action="store_const",
+        const="environment_file",
+        help="for all who use this Python's environment",
+    )
+    place.add_argument(
+        "--user",
+        dest="place",
+        action="store_const",
+        const="user_file",
+        help="for you, in every environment with this package (IPython's default profile)",
+    )
+    install.add_argument("--undo", action="store_true", help="take it away again")
+    install.set_defaults(run=_install)
+
+    commands.add_parser(
+        "doctor", help="say what works here, and what to do about what does not"
+    ).set_defaults(run=_doctor)
     return parser
 
 
@@ -152,3 +175,28 @@ def _path(options: argparse.Namespace) -> None:
     from ipy_agent.server import weights  # noqa: PLC0415
 
     print(weights.path(options.name))
+
+
+def _install(options: argparse.Namespace) -> None:
+    from ipy_agent import install  # noqa: PLC0415
+
+    file: Path = getattr(install, options.place)()
+    if options.undo:
+        done = install.remove(file)
+        print(f"undone: the line is out of {file}" if done else f"nothing to undo in {file}")
+    elif install.add(file):
+        print(f"%%agent is there in every new kernel and terminal, by one line in {file}")
+    else:
+        print(f"the line is there already, in {file}")
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from ipy_agent import doctor  # noqa: PLC0415
+
+    missing = []
+    for finding in doctor.examined():
+        print(finding, flush=True)
+        if finding.mark == "missing":
+            missing.append(finding)
+    if missing:
+        raise AgentError(f"no agent can work here yet: {missing[0].reason}", code="doctor")

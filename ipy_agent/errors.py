@@ -85,7 +85,7 @@ class MissingExtra(AgentError, ImportError):
 
 
 class ToolError(AgentError, TypeError):
-    """A function whose signature cannot be told to a model."""
+    """A function that cannot be told to a model, or cannot run where it was called."""
 
     code = "tool"
 

@@ -101,14 +101,21 @@ class ToolRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CellRecord(msgspec.Struct, kw_only=True):
-    """One run of a cell; `elapsed_ms` is from its first request to its end."""
+    """One run of a cell; `elapsed_ms` is from its first request to its end.
+
+    `standing` is what became of what it said: `live` where it is sent, `stale` where a run that
+    it built on was replaced, `replaced`, `undone`, `reset`; `None` where it said nothing.
+    """
 
     cell: int
+    cell_id: str | None = None
+    follows: int | None = None
     branch: str
     endpoint: str
     prompt: str
     started_at: datetime
     elapsed_ms: float | None = None
+    standing: str | None = None
     status: str = "running"
 
 
@@ -148,6 +155,10 @@ class Recorder:
         """Return what is to be told the stream of one run, from its first value to its last."""
         return Listener(self)
 
+    def stands(self, cell: int, standing: str) -> None:
+        """Take note of what became of what a run said."""
+        self.cells[cell - 1].standing = standing
+
 
 class Listener:
     """Folds the stream of one run into its rows. Call it with each value."""
@@ -181,6 +192,8 @@ class Listener:
         cells = self._records.cells
         self._cell = CellRecord(
             cell=len(cells) + 1,
+            cell_id=event.cell_id,
+            follows=event.follows,
             branch=event.branch,
             endpoint=event.endpoint,
             prompt=event.prompt,

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ipy_agent.colours import ANSI, CSS, pieces
+
 if TYPE_CHECKING:
     import nh3
     from markdown_it import MarkdownIt
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Growing",
     "code",
+    "coloured",
     "escape",
     "fold",
+    "listing",
     "markdown",
     "plain",
     "source",
@@ -50,6 +54,7 @@ _ANSI = re.compile(
     r"|\x1b[ -/]*[0-Z\\^-~]"
 )
 _NEWLINE = re.compile(r"\r\n?")
+_RESET = "\x1b[0m"
 
 
 def visible(text: str) -> str:
@@ -91,9 +96,31 @@ def escape(text: str) -> str:
 
 
 def code(text: str, language: str = "") -> str:
-    """Return a block of code as HTML, literally; terminal colours are left out."""
-    kind = f' class="language-{escape(language)}"' if language else ""
-    return f'<pre style="{_PRE}"><code{kind}>{escape(plain(text))}</code></pre>'
+    """Return a block of code as HTML, literally.
+
+    What is in a language is shown whole, in its colours. What is in none was printed: of that,
+    terminal colours are left out.
+    """
+    if not language:
+        return f'<pre style="{_PRE}"><code>{escape(plain(text))}</code></pre>'
+    inner = "".join(
+        f'<span style="color:{CSS[kind]}">{escape(piece)}</span>' if kind else escape(piece)
+        for kind, piece in pieces(listing(text), language)
+    )
+    return f'<pre style="{_PRE}"><code class="language-{escape(language)}">{inner}</code></pre>'
+
+
+def listing(text: str) -> str:
+    """Return code as plain text with nothing left out; what Python takes as a line is one."""
+    return visible(_NEWLINE.sub("\n", text))
+
+
+def coloured(text: str, language: str) -> str:
+    """Return code for a terminal, with nothing left out, in its colours."""
+    return "".join(
+        f"{ANSI[kind]}{piece}{_RESET}" if kind else piece
+        for kind, piece in pieces(listing(text), language)
+    )
 
 
 def source(name: str, arguments: str) -> tuple[str, str]:

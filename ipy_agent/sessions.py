@@ -19,25 +19,31 @@ from typing import TYPE_CHECKING, Any
 
 from ipy_agent import tables
 from ipy_agent.agent.branches import Branches
+from ipy_agent.agent.budget import Used
 from ipy_agent.agent.calls import Worker
-from ipy_agent.agent.conversation import Conversation, compacted
+from ipy_agent.agent.conversation import compacted
 from ipy_agent.agent.early import Hear, Perform
 from ipy_agent.agent.fields import fields_of
-from ipy_agent.agent.loop import Ask, Said, answer, warm
+from ipy_agent.agent.loop import warm
+from ipy_agent.agent.outline import drawn
 from ipy_agent.agent.pictures import picture
+from ipy_agent.agent.plan import Plan, Tell
 from ipy_agent.agent.runs import Front, Quiet, attend
 from ipy_agent.agent.schemas import Shape, shape_of
 from ipy_agent.agent.tools import TOOLS, Tool, offered
+from ipy_agent.agent.tree import Run
 from ipy_agent.answers import Answer
 from ipy_agent.connections import Connections
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import AgentError, UsageError
+from ipy_agent.errors import UsageError
+from ipy_agent.execution import Execution
 from ipy_agent.protocol.items import Chain, Item
 from ipy_agent.protocol.requests import Fields
 from ipy_agent.records import Recorder, TurnRecord
 from ipy_agent.settings import CONFIGURED, Settings, Way
 from ipy_agent.trace import Notice
 from ipy_agent.transport import Transport
+from ipy_agent.transport.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["Session", "session"]
 
 CLOSE_SECONDS = 1.0
+
+_HOMELESS = "what this cell followed was reset: it goes on from where the new conversation ends"
 
 
 class _Setting:
@@ -88,6 +96,12 @@ class Session:
     replay = _Setting("replay")
     budget_turns = _Setting("budget_turns")
     budget_seconds = _Setting("budget_seconds")
+    budget_tokens = _Setting("budget_tokens")
+    budget_usd = _Setting("budget_usd")
+    session_turns = _Setting("session_turns")
+    session_seconds = _Setting("session_seconds")
+    session_tokens = _Setting("session_tokens")
+    session_usd = _Setting("session_usd")
 
     def __init__(
         self,
@@ -104,7 +118,9 @@ class Session:
         self._connections = Connections()
         if not isinstance(transport, str):
             self._connections.use(transport, self._endpoint)
-        self._branches = Branches()
+        self._branches = Branches(self.records.stands)
+        self._execution = Execution(self.records, self._connections)
+        self._homeless: set[str | None] = set()
         self._fields = Fields({})
 
     # what happened
@@ -150,6 +166,8 @@ class Session:
         prompt: str,
         *,
         branch: str | None = None,
+        cell: str | None = None,
+        append: bool = False,
         model: str | None = None,
         mode: str | None = None,
         effort: str | None = None,
@@ -157,6 +175,7 @@ class Session:
         schema: Any = None,
         images: Sequence[Any] = (),
         endpoint: str | Endpoint | None = None,
+        background: Tell | None = None,
         front: Front | None = None,
     ) -> Answer:
         """Ask, run the tools that are called, and return the answer. Blocks.
@@ -164,6 +183,9 @@ class Session:
         Args:
             prompt: what is asked, sent as it is (but for halves of surrogate pairs).
             branch: where, for this run; a new name forks the current branch.
+            cell: who asks: what it said before on this branch is replaced, and what built on
+                that is stale. By default nobody: the run goes to the end.
+            append: go to the end whoever asks; what was said before stays.
             model: another model, for this run.
             mode: another approval mode, for this run.
             effort: how hard a reasoning model thinks, for this run.
@@ -172,6 +194,7 @@ class Session:
                 model or an annotation; the answer's `value` is one.
             images: pictures to look at: paths, bytes, figures; one, or several.
             endpoint: another endpoint, for this run.
+            background: what there is to tell by itself, as the setting `context` asks for it.
             front: who looks on; by default nobody.
 
         Raises:
@@ -180,47 +203,63 @@ class Session:
             AgentError: what went wrong; the next run can go on.
             Interrupted: the user stopped it.
         """
-        if not prompt.strip():
-            raise UsageError("the prompt is empty: write what you want below %%agent")
         changes = {
             "model": model,
             "mode": mode,
             "effort": effort,
             "max_output_tokens": max_output_tokens,
         }
-        settings = self.settings.replace(**{k: v for k, v in changes.items() if v is not None})
-        target = self._endpoint if endpoint is None else _endpoint(endpoint)
-        shape = schema if schema is None or isinstance(schema, Shape) else shape_of(schema)
-        front = front or Quiet()
-        pictures = _pictures(images, target)
-        on_offer = offered(TOOLS, settings.tools, target.hidden_tools)
-        fields = self._fields_for(settings, target, on_offer, shape)
-        name = self._branches.named(branch)
+        plan = self._plan(prompt, changes, endpoint, schema, images, cell)
+        front, name = front or Quiet(), self._branches.named(branch)
         with self._alone(name):
-            worker = Worker(on_offer, settings.mode, front.approve, target)
-            ask = Ask(
-                prompt=prompt.encode("utf-8", "replace").decode(),
-                fields=fields,
-                endpoint=target.name,
-                budget_turns=settings.budget_turns,
-                budget_seconds=settings.budget_seconds,
-                pictures=pictures,
-                shape=shape,
-                early=worker.begins_early,
-                cache_minimum=target.cache_minimum,
-            )
-            said = self._branches.conversation(name)
-            way = self._connections.to(target, settings.transport)
-            due = settings.compact_tokens or target.compact_tokens
+            place = self._branches.place(name, None if append else cell)
+            held = place.answer_to(plan.asked) if plan.settings.replay else None
+            if held is not None:
+                said, number = self._execution.show_again(held, place.said, front)
+            else:
+                self._tell_homeless(cell, front)
+                said, number = self._execution.run(plan, self._branches, place, background, front)
+        return Answer(said, self.records, number)
 
-            async def begin(perform: Perform, hear: Hear) -> Said:
-                if due is not None and said.is_due(due):
-                    await self._compact_first(said, ask.fields, target, hear)
-                return await answer(ask, said, way, perform, hear)
+    def rehearse(
+        self,
+        prompt: str,
+        *,
+        branch: str | None = None,
+        cell: str | None = None,
+        append: bool = False,
+        schema: Any = None,
+        images: Sequence[Any] = (),
+        endpoint: str | Endpoint | None = None,
+        background: Tell | None = None,
+        **settings: Any,
+    ) -> Rehearsal:
+        """Return what `run` would send first, and how much of it is held. Sends nothing.
 
-            record = self.records.listener()
-            ended = attend(begin, worker, front, self._connections.loop, record)
-            return Answer(ended, self.records, record.cell)
+        Takes what `run` takes.
+
+        Raises:
+            UsageError: as for a run.
+        """
+        changes = {name: value for name, value in settings.items() if name != "front"}
+        plan = self._plan(prompt, changes, endpoint, schema, images, cell)
+        name = self.branch if branch is None else branch
+        with self._alone(name if name in self.branches else self.branch):
+            place = self._branches.place(name, None if append else cell)
+            return self._execution.rehearsed(plan, place, background)
+
+    def undo(self) -> Run:
+        """Take back the last run on this branch, with all that it replaced and made stale.
+
+        Variables, files and what else its tools did stay.
+
+        Returns:
+            The run, with its `number` in `cells` and its `prompt`.
+
+        Raises:
+            UsageError: there is none.
+        """
+        return self._branches.undo()
 
     def fork(self, name: str, at: int | None = None) -> None:
         """Begin a branch that shares what was said so far, or up to a turn. Sends nothing.
@@ -233,8 +272,7 @@ class Session:
         Raises:
             UsageError: the name is taken or no name, or no such turn was answered.
         """
-        said = None if at is None else _said_at(self.records.turns, at)
-        self._branches.fork(name, said)
+        self._branches.fork(name, None if at is None else _said_at(self.records.turns, at))
 
     def compact(self, front: Front | None = None) -> tuple[int, int]:
         """Have the endpoint put what was said into fewer items, for this branch.
@@ -251,12 +289,13 @@ class Session:
         """
         name = self.branch
         with self._alone(name):
-            said = self._branches.conversation(name)
-            if not said.items.length:
+            place = self._branches.place(name)
+            said, before = place.begun(), place.said.length
+            if not before:
                 raise UsageError("nothing was said yet on this branch: there is nothing to compact")
-            before = said.items.length
             fields, way = self._fields_now(), self._connections.compacting(self._endpoint)
             self._attend(lambda _, __: compacted(said, fields, way), front)
+            self._branches.add(place.compacted(said))
             return before, said.items.length
 
     def warm(self, front: Front | None = None) -> None:
@@ -270,7 +309,7 @@ class Session:
         """
         name = self.branch
         with self._alone(name):
-            said, fields = self._branches.conversation(name), self._fields_now()
+            said, fields = self._branches.place(name).begun(), self._fields_now()
             way = self._connections.to(self._endpoint, self.settings.transport)
             self._attend(lambda _, hear: warm(fields, said, way, hear), front)
 
@@ -308,7 +347,27 @@ class Session:
     def reset(self) -> None:
         """Begin a new conversation, with one branch; the records stay."""
         with self._alone():
-            self._branches = Branches()
+            self._homeless |= self._branches.tree.cells
+            self._branches.tree.drop()
+            self._branches = Branches(self.records.stands)
+
+    def allow(self, tool: str, *, once: bool = False) -> None:
+        """Let a tool run without the question of mode `ask`: its next call, or all from now on.
+
+        In mode `read` nothing with side effects runs all the same.
+
+        Raises:
+            UsageError: there is no such tool.
+        """
+        self._execution.allowances.allow(self._offered(tool), once=once)
+
+    def disallow(self, tool: str) -> None:
+        """Take an allowance back: mode `ask` asks about the tool again.
+
+        Raises:
+            UsageError: there is no such tool.
+        """
+        self._execution.allowances.withdraw(self._offered(tool))
 
     def close(self) -> None:
         """Close the connections with 1000 and end the thread. A forked child does nothing."""
@@ -323,7 +382,7 @@ class Session:
 
     @property
     def branch(self) -> str:
-        """The branch that the next run is on. Set it to switch; a new name forks this one."""
+        """The branch that the next run is on. Set it to switch; `fork` begins one."""
         return self._branches.current
 
     @branch.setter
@@ -336,9 +395,23 @@ class Session:
         return self._branches.names
 
     @property
+    def tree(self) -> str:
+        """The runs of all branches as a picture in text: which one followed which."""
+        return drawn(self._branches.tree, self.branch)
+
+    @property
     def toolbox(self) -> dict[str, Tool]:
         """The tools on offer."""
         return offered(TOOLS, self.settings.tools, self._endpoint.hidden_tools)
+
+    @property
+    def allowed(self) -> dict[str, str]:
+        """The tools that run without a question in mode `ask`: `once`, or for the `session`."""
+        return dict(self._execution.allowances)
+
+    def used(self, cell: int | None = None) -> Used:
+        """Return what was used of the budgets: by the run `cell`, or by the whole session."""
+        return self._execution.spending.used(cell)
 
     def describe(self) -> str:
         """Return where the session stands, in a few lines."""
@@ -346,7 +419,7 @@ class Session:
         read = sum(row.input_tokens or 0 for row in turns)
         cached = sum(row.cached_tokens or 0 for row in turns)
         share = f", {cached / read:.0%} of the input from the cache" if read else ""
-        said = self._branches.conversation(self.branch).items
+        said = self._branches.tree.said(self.branch)
         way = self._connections.to(self._endpoint, self.settings.transport)
         model = self.settings.model or self._endpoint.model or "the endpoint's own"
         return "\n".join(
@@ -366,6 +439,12 @@ class Session:
 
     # inside
 
+    def _offered(self, tool: str) -> str:
+        if tool not in self.toolbox:
+            there = ", ".join(self.toolbox) or "none"
+            raise UsageError(f"there is no tool {tool!r}: there are {there}")
+        return tool
+
     def _fields_now(self) -> Fields:
         return self._fields_for(self.settings, self._endpoint, self.toolbox)
 
@@ -383,19 +462,36 @@ class Session:
             self._fields = Fields(values)
         return self._fields
 
-    async def _compact_first(
-        self, said: Conversation, fields: Fields, target: Endpoint, hear: Hear
-    ) -> None:
-        """Compact a conversation before a run; if that fails the run goes on with all of it."""
-        before = said.items.length
-        said.tried()
-        hear(Notice(text="compacting the conversation"))
-        try:
-            await compacted(said, fields, self._connections.compacting(target))
-            told = f"compacted: {before} items are now {said.items.length}"
-        except AgentError as error:
-            told = f"the conversation could not be compacted: {error}"
-        hear(Notice(text=told, lasting=True))
+    def _plan(
+        self,
+        prompt: str,
+        changes: dict[str, Any],
+        endpoint: str | Endpoint | None,
+        schema: Any,
+        images: Sequence[Any],
+        cell: str | None,
+    ) -> Plan:
+        if not prompt.strip():
+            raise UsageError("the prompt is empty: write what you want below %%agent")
+        settings = self.settings.replace(**{k: v for k, v in changes.items() if v is not None})
+        target = self._endpoint if endpoint is None else _endpoint(endpoint)
+        shape = schema if schema is None or isinstance(schema, Shape) else shape_of(schema)
+        tools = offered(TOOLS, settings.tools, target.hidden_tools)
+        return Plan(
+            prompt=prompt.encode("utf-8", "replace").decode(),
+            pictures=_pictures(images, target),
+            settings=settings,
+            target=target,
+            tools=tools,
+            fields=self._fields_for(settings, target, tools, shape),
+            shape=shape,
+            cell=cell,
+        )
+
+    def _tell_homeless(self, cell: str | None, front: Front) -> None:
+        if cell in self._homeless:
+            self._homeless.discard(cell)
+            front.show(Notice(text=_HOMELESS, lasting=True))
 
     def _attend(
         self, begin: Callable[[Perform, Hear], Coroutine[Any, Any, None]], front: Front | None
@@ -427,13 +523,13 @@ def _pictures(images: Sequence[Any], target: Endpoint) -> list[Item]:
     return [image if isinstance(image, dict) else picture(image) for image in images]
 
 
-def _said_at(turns: Sequence[TurnRecord], at: int) -> Chain:
-    """Return the conversation as a turn left it."""
+def _said_at(turns: Sequence[TurnRecord], at: int) -> tuple[int, Chain]:
+    """Return a turn's cell run, and the conversation as the turn left it."""
     number = at if isinstance(at, int) and not isinstance(at, bool) else 0
     row = turns[number - 1] if 0 < number <= len(turns) else None
     if row is None or row.response_id is None or not isinstance(row.said, Chain):
         raise UsageError(f"turn {at} has no answer to go on from: see %agent turns")
-    return row.said
+    return row.cell, row.said
 
 
 def _endpoint(endpoint: str | Endpoint | None, **changes: str | None) -> Endpoint:

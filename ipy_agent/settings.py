@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -42,8 +43,14 @@ class Settings:
         context: what the model is told of the user's variables by itself: `off` nothing, `names`
             which are new, changed or gone since it last heard, `delta` their types and shapes too.
         replay: whether a cell that would ask the same again shows its stored answer instead.
-        budget_turns: turns a cell run may take.
+        budget_turns: turns a cell run may take; as with all limits, `None` for no limit.
         budget_seconds: seconds a cell run may take.
+        budget_tokens: tokens a cell run may take, input and output, as the endpoint counts them.
+        budget_usd: US dollars a cell run may cost.
+        session_turns: turns that the session's runs may take together.
+        session_seconds: seconds that the session's runs may take together.
+        session_tokens: tokens that the session's runs may take together.
+        session_usd: US dollars that the session's runs may cost together.
     """
 
     model: str | None = None
@@ -60,8 +67,14 @@ class Settings:
     prompt_cache_key: str | None = None
     context: Context | None = None
     replay: bool = False
-    budget_turns: int = 25
-    budget_seconds: float = 1_800.0
+    budget_turns: int | None = 25
+    budget_seconds: float | None = 1_800.0
+    budget_tokens: int | None = None
+    budget_usd: float | None = None
+    session_turns: int | None = None
+    session_seconds: float | None = None
+    session_tokens: int | None = None
+    session_usd: float | None = None
 
     def __post_init__(self) -> None:
         """Check every value, so that a wrong one is found where it is set."""
@@ -83,7 +96,12 @@ class Settings:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return fits and 0 < value <= sys.float_info.max
+
+
+def _is_amount(value: Any) -> bool:
+    return value is None or _is_number(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -121,11 +139,16 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"one of {', '.join(CONTEXTS)}",
     ),
     "replay": (lambda value: isinstance(value, bool), "True or False"),
-    "budget_turns": (
-        lambda value: _is_number(value) and value == int(value),
-        "a whole number above 0",
-    ),
-    "budget_seconds": (_is_number, "a number above 0"),
+    **{
+        f"{scope}_{kind}": check
+        for scope in ("budget", "session")
+        for kind, check in {
+            "turns": (_is_count, "a whole number above 0"),
+            "seconds": (_is_amount, "a number above 0"),
+            "tokens": (_is_count, "a whole number above 0"),
+            "usd": (_is_amount, "a number above 0"),
+        }.items()
+    },
 }
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))

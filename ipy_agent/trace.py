@@ -32,11 +32,16 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunBegan(Trace, frozen=True):
-    """A cell run began. Below `cache_minimum` tokens the endpoint's prompt cache keeps nothing."""
+    """A cell run began. Below `cache_minimum` tokens the endpoint's prompt cache keeps nothing.
+
+    `cell_id` is the front end's name for its cell, `follows` the number of the run before it.
+    """
 
     prompt: str
     endpoint: str
     branch: str = "main"
+    cell_id: str | None = None
+    follows: int | None = None
     cache_minimum: int = 0
 
 
@@ -96,8 +101,9 @@ class ToolBegan(Trace, frozen=True):
 class ToolEnded(Trace, frozen=True):
     """A tool call has its output.
 
-    `approval` is `auto` (nobody was asked), `yes`, `no`, or `none` where it did not come to
-    that; `status` is `completed`, `failed`, `refused` or `interrupted`.
+    `approval` is `auto` (nobody had to be asked), `allowed` (the user had said so before),
+    `yes`, `no`, or `none` where it did not come to that; `status` is `completed`, `failed`,
+    `refused` or `interrupted`.
     """
 
     call_id: str

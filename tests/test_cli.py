@@ -101,6 +101,10 @@ def serving(environment, *more):
         ["serve", "--connection-limit", "long"],
         ["model"],
         ["model", "fly"],
+        ["install"],
+        ["install", "--undo"],
+        ["install", "--user", "--sys-prefix"],
+        ["doctor", "now"],
         ["--fly"],
     ],
 )
@@ -117,7 +121,8 @@ def test_wrong_usage_ends_with_2(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve", "--help"], ["model", "pull", "--help"]]
+    "arguments",
+    [["--help"], ["serve", "--help"], ["model", "pull", "--help"], ["install", "--help"]],
 )
 def test_help_ends_with_0(capsys, arguments):
     """It is on standard output."""
@@ -278,6 +283,70 @@ def test_a_model_that_is_not_there_is_one_line(capsys, arguments, code, said):
     assert len(told.err.splitlines()) == 1
 
 
+def test_install_says_what_it_did(capsys, monkeypatch, tmp_path):
+    """Added, there already, undone, nothing to undo: each names the file and ends with 0."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    file = tmp_path / "profile_default" / "ipython_config.py"
+
+    lines = []
+    for more in ([], [], ["--undo"], ["--undo"]):
+        assert main(["install", "--user", *more]) == 0
+        lines.append(capsys.readouterr().out)
+
+    assert lines == [
+        f"%%agent is there in every new kernel and terminal, by one line in {file}\n",
+        f"the line is there already, in {file}\n",
+        f"undone: the line is out of {file}\n",
+        f"nothing to undo in {file}\n",
+    ]
+    assert not file.exists()
+
+
+def test_install_for_an_environment(capsys, monkeypatch, tmp_path):
+    """The file is below `sys.prefix`."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+
+    assert main(["install", "--sys-prefix"]) == 0
+    assert (tmp_path / "etc" / "ipython" / "ipython_config.py").is_file()
+    assert main(["install", "--sys-prefix", "--undo"]) == 0
+    assert "undone" in capsys.readouterr().out
+
+
+def test_an_install_that_fails_ends_with_1_and_a_line(capsys, monkeypatch, tmp_path):
+    """The line says which file it is."""
+    (tmp_path / "profile_default").touch()
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+
+    assert main(["install", "--user"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"ipy-agent: {tmp_path}/profile_default/ipython_config.py cannot be")
+    assert len(told.err.splitlines()) == 1
+
+
+def test_doctor_ends_with_0_where_an_agent_can_work(capsys, monkeypatch, served, tmp_path):
+    """Every line has its mark."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IPY_AGENT_ENDPOINT", served().url)
+
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr()
+    assert {line.split()[0] for line in told.out.splitlines()} == {"ok", "note"}
+    assert told.err == ""
+
+
+def test_doctor_ends_with_1_and_the_reason(ended, unused_port):
+    """All lines are there, what is missing is the one line on standard error, and no secret is."""
+    url = f"http://127.0.0.1:{unused_port}/v1"
+    code, out, errors = ended("-m", "ipy_agent", "doctor", IPY_AGENT_ENDPOINT=url, X_API_KEY=TOKEN)
+
+    assert code == 1
+    assert [line for line in out.splitlines() if line.startswith("missing")]
+    assert errors.startswith("ipy-agent: no agent can work here yet: 127.0.0.1:")
+    assert len(errors.splitlines()) == 1
+    assert TOKEN not in out + errors
+
+
 def test_an_interrupt_ends_with_1_and_a_line(capsys, monkeypatch):
     """Ctrl-C while a job runs shows no traceback."""
 
@@ -339,13 +408,18 @@ def test_a_missing_engine_is_named(ended, tmp_path):
     assert "Traceback" not in errors
 
 
-def test_the_command_line_loads_nothing_heavy(ended):
-    """Showing a version imports no web server, no pandas, no model."""
+@pytest.mark.parametrize(
+    ("command", "more"), [("--version", {"IPython", "httpx2"}), ("doctor", set())]
+)
+def test_the_command_line_loads_nothing_heavy(ended, command, more):
+    """Showing a version imports no web server, no pandas, no model; nor does the doctor."""
+    heavy = {"pandas", "ipywidgets", "websockets", "starlette", "uvicorn", "xllamacpp", *more}
     code = (
         "import sys\nfrom ipy_agent.cli import main\n"
-        "try:\n    main(['--version'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'pandas', 'IPython', 'ipywidgets', 'websockets', 'httpx2', 'starlette',"
-        " 'uvicorn', 'xllamacpp'}\nprint(sorted(heavy & sys.modules.keys()))"
+        f"try:\n    main([{command!r}])\nexcept SystemExit:\n    pass\n"
+        f"print(sorted({heavy!r} & sys.modules.keys()))"
     )
 
-    assert ended("-c", code) == (0, f"{__version__}\n[]\n", "")
+    *said, loaded = ended("-c", code)[1].splitlines()
+    assert said
+    assert loaded == "[]"

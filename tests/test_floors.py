@@ -21,9 +21,12 @@ FLOORS = {
     "errors": 0,
     "protocol": 1,
     "endpoints": 1,
+    "colours": 1,
     "settings": 1,
     "trace": 1,
     "background": 2,
+    "install": 2,
+    "coroutines": 2,
     "records": 2,
     "rendering": 2,
     "transport": 2,
@@ -32,10 +35,12 @@ FLOORS = {
     "tables": 3,
     "connections": 3,
     "answers": 4,
+    "execution": 4,
     "fleet": 4,
     "sessions": 5,
     "bench": 6,
     "demo": 6,
+    "doctor": 6,
     "notebook": 7,
     "__init__": 8,
     "__main__": 8,
@@ -53,8 +58,12 @@ ONLY_IN = {
     "starlette": {"server"},
     "uvicorn": {"server"},
     "xllamacpp": {"server"},
+    "nest_asyncio2": {"coroutines"},
 }
-LAZY = {"nbclient", "nbconvert"}  # optional, and slow to load: inside a function only
+LAZY = {
+    *("nbclient", "nbconvert"),  # optional, and slow to load: inside a function only
+    "nest_asyncio2",  # not before there is a coroutine to run
+}
 
 IMPURE = {
     *("_thread", "asyncio", "concurrent", "datetime", "http", "logging", "multiprocessing"),
@@ -252,7 +261,7 @@ def test_what_is_forbidden_is_found(house, file, source):
     assert [fault.split(":")[0] for fault in faults(house)] == [file]
 
 
-HEAVY = ("pandas", "ipywidgets", "websockets", "httpx2", "starlette", "xllamacpp")
+HEAVY = ("pandas", "ipywidgets", "websockets", "httpx2", "starlette", "xllamacpp", "nest_asyncio2")
 
 LOAD = """
     import sys

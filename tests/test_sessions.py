@@ -146,7 +146,7 @@ def test_a_tool_loop_over_a_real_socket(new, served):
     assert list(session.turns["status"]) == ["completed", "completed"]
     assert list(session.tools["output"]) == ["3"]
     assert list(session.tools["approval"]) == ["auto"]
-    assert [text(item) for item in session._branches.conversation("main").items] == [
+    assert [text(item) for item in session._branches.tree.said("main")] == [
         "go",
         '{"x":2}',
         "3",
@@ -613,7 +613,7 @@ def test_a_fork_begins_where_a_turn_ended(new, served):
     row = session.turns.iloc[3]
     assert (row["branch"], row["sent_items"], row["held_items"]) == ("early", 1, 2)
     assert row["previous_response_id"] == session.turns["response_id"][0]
-    said = session._branches.conversation("early").items
+    said = session._branches.tree.said("early")
     assert [text(item) for item in said] == ["one", "one", "else", "else"]
 
 
@@ -790,7 +790,7 @@ def test_a_picture_travels_in_the_prompt(scripted, tmp_path):
     with pytest.raises(UsageError, match="take no pictures"):
         session.run("and here?", images=[png], endpoint="local")
 
-    said = session._branches.conversation("main").items
+    said = session._branches.tree.said("main")
     assert said.since(0)[0]["content"][1]["type"] == "input_image"
 
 
@@ -837,7 +837,7 @@ def test_a_conversation_can_be_compacted(new, served):
     session.run("two")
 
     assert session.compact() == (4, 3)
-    kinds = [item["type"] for item in session._branches.conversation("main").items]
+    kinds = [item["type"] for item in session._branches.tree.said("main")]
     assert kinds == ["message", "message", "compaction"]
     assert session.run("three").text == "3"
     assert list(session.turns["sent_items"]) == [1, 1, 4]

@@ -28,6 +28,18 @@ def test_the_usual_settings_are_careful():
     assert (usual.budget_turns, usual.budget_seconds) == (25, 1_800.0)
 
 
+@pytest.mark.parametrize("scope", ["budget", "session"])
+@pytest.mark.parametrize("kind", ["turns", "seconds", "tokens", "usd"])
+def test_every_limit_can_be_set_and_taken_away(scope, kind):
+    """None is no limit; what is limited by itself is a run's turns and seconds."""
+    name = f"{scope}_{kind}"
+    usual = {"budget_turns": 25, "budget_seconds": 1_800.0}.get(name)
+
+    assert getattr(Settings(), name) == usual
+    assert getattr(Settings().replace(**{name: 7}), name) == 7
+    assert getattr(Settings().replace(**{name: None}), name) is None
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_there_are_three_modes(mode):
     """Each of `read`, `ask` and `auto` can be set."""
@@ -46,11 +58,21 @@ def test_there_are_three_modes(mode):
         ("budget_turns", -1),
         ("budget_turns", True),
         ("budget_turns", "25"),
-        ("budget_turns", None),
+        ("budget_turns", 2.5),
+        ("budget_turns", float("inf")),
         ("budget_seconds", 0),
         ("budget_seconds", -0.5),
         ("budget_seconds", float("nan")),
         ("budget_seconds", "60"),
+        ("budget_seconds", float("inf")),
+        ("budget_tokens", 0),
+        ("budget_tokens", 1.5),
+        ("budget_usd", 0),
+        ("budget_usd", "1"),
+        ("session_turns", 2.5),
+        ("session_seconds", -1),
+        ("session_tokens", True),
+        ("session_usd", 10**400),
     ],
 )
 def test_a_wrong_value_is_found_where_it_is_set(name, value):

@@ -1,4 +1,4 @@
-"""The branches of a session: named conversations that share what they have in common.
+"""The branches of a session: who may go on with which, and what they are called.
 
 Rule 1: a branch's name is a lane's name too, so it has to be one.
 Rule 2: who has a run is known by thread: a tool that asks the agent that called it is refused,
@@ -11,7 +11,9 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from ipy_agent.agent.conversation import MAIN, Conversation
+from ipy_agent.agent.conversation import MAIN
+from ipy_agent.agent.places import Place
+from ipy_agent.agent.tree import Hear, Run, Tree, live
 from ipy_agent.errors import UsageError
 from ipy_agent.protocol.items import Chain
 from ipy_agent.protocol.lanes import is_name
@@ -20,23 +22,27 @@ __all__ = ["Branches"]
 
 
 class Branches:
-    """Conversations by name, and who has a run on them.
+    """The tree of what was said, and who has a run on which of its branches.
+
+    Args:
+        hear: is told how a run stands whenever that changes.
 
     Attributes:
         current: the branch that is meant where none is named.
+        tree: what was said; changed by who has the branch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hear: Hear = lambda _number, _standing: None) -> None:
         self.current = MAIN
-        self._conversations = {MAIN: Conversation()}
+        self.tree = Tree(MAIN, hear)
         self._locks = {MAIN: threading.Lock()}
         self._running: set[int] = set()
-        self._naming = threading.RLock()
+        self._changing = threading.RLock()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Their names, `main` first."""
-        return tuple(self._conversations)
+        return self.tree.branches
 
     def named(self, name: str | None) -> str:
         """Return the name of a branch that is there now: a new one forks the current branch.
@@ -46,40 +52,69 @@ class Branches:
         """
         if name is None:
             return self.current
-        with self._naming:
-            if name not in self._conversations:
+        with self._changing:
+            if name not in self.names:
                 self.fork(name)
         return name
 
     def switch(self, name: str) -> None:
-        """Go on there; a new name forks the current branch.
+        """Go on there.
+
+        Raises:
+            UsageError: there is no such branch.
+        """
+        if name not in self.names:
+            raise UsageError(
+                f"there is no branch {str(name)[:80]!r}: there are {', '.join(self.names)}; "
+                "%agent fork NAME begins one"
+            )
+        self.current = name
+
+    def place(self, name: str, cell: str | None = None) -> Place:
+        """Return a cell's place on a branch, by default its end; a new one would be a fork.
 
         Raises:
             UsageError: no branch can have that name.
         """
-        self.current = self.named(name)
+        with self._changing:
+            if name in self.names:
+                return Place.of(self.tree.line(name), name, cell)
+            _check(name)
+            return Place.of(live(self.tree.line(self.current)), name, cell)
 
-    def fork(self, name: str, said: Chain | None = None) -> None:
-        """Begin a branch with what was said, by default on the current branch when it was at rest.
+    def fork(self, name: str, at: tuple[int, Chain] | None = None) -> None:
+        """Begin a branch, by default with what was said on the current one.
+
+        Args:
+            name: its name.
+            at: a run's number, and what was said when one of its turns ended.
 
         Raises:
-            UsageError: the name is taken, or no branch can have it.
+            UsageError: the name is taken, or no branch can have it; no such run.
         """
-        if not is_name(name):
-            raise UsageError(
-                f"{str(name)[:80]!r} is no name for a branch: take 1 to 256 letters, digits, "
-                "'_', '.' or '-'"
-            )
-        with self._naming:
-            if name in self._conversations:
+        _check(name)
+        with self._changing:
+            if name in self.names:
                 raise UsageError(f"there is a branch {name!r}: take another name, or switch to it")
-            source = self._conversations[self.current].at_rest if said is None else said
             self._locks[name] = threading.Lock()
-            self._conversations[name] = Conversation(name, source)
+            if at is None:
+                self.tree.fork(name, self.current)
+            else:
+                self.tree.fork_at(name, *at)
 
-    def conversation(self, name: str) -> Conversation:
-        """Return what was said on a branch."""
-        return self._conversations[name]
+    def add(self, run: Run, replaced: Run | None = None) -> None:
+        """Put a run that said something into its place."""
+        with self._changing:
+            self.tree.add(run, replaced=replaced)
+
+    def undo(self) -> Run:
+        """Take back the last run on the current branch, and return it.
+
+        Raises:
+            UsageError: there is none.
+        """
+        with self.alone_on(self.current), self._changing:
+            return self.tree.undo(self.current)
 
     @contextlib.contextmanager
     def alone_on(self, name: str) -> Iterator[None]:
@@ -105,3 +140,11 @@ class Branches:
     def _refuse_within(self) -> None:
         if threading.get_ident() in self._running:
             raise UsageError("a run is under way: an agent cannot be asked from within a tool")
+
+
+def _check(name: str) -> None:
+    if not is_name(name):
+        raise UsageError(
+            f"{str(name)[:80]!r} is no name for a branch: take 1 to 256 letters, digits, "
+            "'_', '.' or '-'"
+        )

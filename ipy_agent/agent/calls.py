@@ -7,14 +7,15 @@ told to the model, a refusal too. Only an interrupt also ends the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
 
 import msgspec
 
-from ipy_agent.agent.approval import Verdict, question, verdict
+from ipy_agent.agent.approval import Allowances, Question, Reply, Verdict, question, verdict
 from ipy_agent.agent.schemas import told_of
 from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of
+from ipy_agent.coroutines import awaited
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.protocol.items import CALLS, Item
 from ipy_agent.settings import Mode
@@ -24,6 +25,7 @@ __all__ = ["Outcome", "Worker", "cut_off"]
 
 INTERRUPTED = "interrupted by the user; side effects unknown"
 CUT_OFF = "cut off by the end of the run; side effects unknown"
+NOBODY = "not run: nobody is there to allow it; only the user can change that"
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -49,21 +51,25 @@ class Worker:
     Args:
         tools: those on offer.
         mode: which of them run, and which after a question.
-        approve: asks the user; anything but a yes is `False`.
+        approve: asks the user.
         endpoint: how much of an output its model is shown, and in which form.
+        allowances: which tools run without the question, and where a tool that the user allows
+            at a question is noted.
     """
 
     def __init__(
         self,
         tools: Mapping[str, Tool],
         mode: Mode,
-        approve: Callable[[str], bool],
+        approve: Callable[[Question], Reply],
         endpoint: Endpoint,
+        allowances: Allowances | None = None,
     ) -> None:
         self._tools = tools
         self._mode: Mode = mode
         self._approve = approve
         self._endpoint = endpoint
+        self._allowances = allowances or Allowances()
         self._previous: tuple[str, str] | None = None
 
     def carry_out(self, call: Item) -> Outcome:
@@ -117,16 +123,28 @@ class Worker:
             return _refused(f"not run: {name} has side effects and the mode is read")
         if said is Verdict.RUN:
             return _ran(tool, bound, "auto", None)
+        if self._allowances.use(name):
+            return _ran(tool, bound, "allowed", None)
+        return self._ask(tool, bound)
+
+    def _ask(self, tool: Tool, bound: dict[str, object]) -> _Run:
+        """Run a call if the user says so."""
         began = time.perf_counter()
         try:
-            approved = self._approve(question(tool, bound))
+            said = self._approve(question(tool, bound))
         except KeyboardInterrupt:
             told = Result("not run: interrupted by the user", failed=True)
             return _Run(told, "interrupted", "no", _ms_since(began))
         waited = _ms_since(began)
-        if not approved:
-            return _refused("not run: the user said no", waited)
+        if said not in _YES:
+            return _refused(NOBODY if said is Reply.NOBODY else "not run: the user said no", waited)
+        if said is Reply.ALWAYS:
+            self._allowances.allow(tool.name)
         return _ran(tool, bound, "yes", waited)
+
+
+_YES = (Reply.YES, Reply.ALWAYS)
+"""The replies after which a call runs: after anything else that a front may say it does not."""
 
 
 def cut_off(call: Item, started_at: datetime, duration_ms: float) -> Outcome:
@@ -162,7 +180,8 @@ def _refused(text: str, approval_ms: float | None = None) -> _Run:
 def _ran(tool: Tool, bound: dict[str, object], approval: str, approval_ms: float | None) -> _Run:
     began = time.perf_counter()
     try:
-        result = result_of(tool.function(**bound))
+        value = tool.function(**bound)
+        result = result_of(awaited(value) if isinstance(value, Coroutine) else value)
         status = "failed" if result.failed else "completed"
     except KeyboardInterrupt:
         result, status = Result(INTERRUPTED, failed=True), "interrupted"

@@ -28,23 +28,26 @@ class Compacts(Protocol):
 
 
 class Conversation:
-    """One branch: a line of items that grows at its end.
+    """What is said in a run: it begins with what was said before, and grows at its end.
 
     Args:
-        branch: its name.
-        items: what it begins with; it shares them with the branch that it was forked from.
+        branch: whose it is.
+        items: what it begins with; it shares them with every run that begins with them.
+        tokens: how many they had, as their endpoint counted.
+        left: how many were left when they were compacted last.
 
     Attributes:
-        at_rest: what was said when no run was under way: what a fork begins with.
-        tokens: how many its last turn had, as its endpoint counted; `None` before.
+        tokens: how many its last turn had; `None` before.
     """
 
-    def __init__(self, branch: str = MAIN, items: Chain = EMPTY) -> None:
+    def __init__(
+        self, branch: str = MAIN, items: Chain = EMPTY, tokens: int | None = None, left: int = 0
+    ) -> None:
         self.branch = branch
-        self.items = self.at_rest = items
-        self.tokens: int | None = None
+        self.items = items
+        self.tokens = tokens
+        self.left = left
         self._open: dict[str, Item] = {}
-        self._left = 0
         self._tried = False
 
     @property
@@ -52,19 +55,15 @@ class Conversation:
         """The lane that it asks for: the default lane, or one of its own name."""
         return None if self.branch == MAIN else self.branch
 
-    def rest(self) -> None:
-        """Take note that a run is over."""
-        self.at_rest = self.items
-
     def is_due(self, limit: int) -> bool:
         """Whether to compact: it has so many tokens, and half as many more than last time left."""
-        return (self.tokens or 0) >= max(limit, self._left * 3 // 2)
+        return (self.tokens or 0) >= max(limit, self.left * 3 // 2)
 
     def counted(self, tokens: int | None) -> None:
         """Take note of how many tokens a turn had."""
         self.tokens = tokens
         if self._tried:
-            self._tried, self._left = False, tokens or 0
+            self._tried, self.left = False, tokens or 0
 
     def tried(self) -> None:
         """Take note that it was compacted, or could not be."""
@@ -99,5 +98,4 @@ async def compacted(conversation: Conversation, fields: Fields, way: Compacts) -
     """
     request = Request(fields=fields, input=conversation.items)
     conversation.back_to(EMPTY.extend(await way.compact(request)))
-    conversation.rest()
     conversation.tokens = None

@@ -44,8 +44,10 @@ RETRIES = 1
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is asked to do, and how far it may go.
 
-    `shape` is what the answer has to be; `early` says which calls may begin before their
-    response is complete; `cache_minimum` is the endpoint's.
+    `background` stands before the prompt; `cell_id` and `follows` are for the records. `shape` is
+    what the answer has to be; `early` says which calls may begin before their response is
+    complete; `check` raises before a turn that other limits do not allow; `cache_minimum` is the
+    endpoint's.
     """
 
     prompt: str
@@ -54,8 +56,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     budget_turns: int
     budget_seconds: float
     pictures: list[Item] = []
+    background: str = ""
+    cell_id: str | None = None
+    follows: int | None = None
     shape: Shape | None = None
     early: Callable[[Item], bool] = lambda _: False
+    check: Callable[[], None] = lambda: None
     cache_minimum: int = 0
 
 
@@ -76,13 +82,13 @@ async def answer(
     """
     before, status = conversation.items, "failed"
     limit = asyncio.timeout(ask.budget_seconds)
-    branch, minimum = conversation.branch, ask.cache_minimum
-    hear(RunBegan(prompt=ask.prompt, endpoint=ask.endpoint, branch=branch, cache_minimum=minimum))
+    hear(_began(ask, conversation.branch))
     try:
-        new, misfits = [user(ask.prompt, ask.pictures)], 0
+        new, misfits = [user(ask.prompt, ask.pictures, ask.background)], 0
         conversation.add(new)
         async with limit:
             for left in reversed(range(ask.budget_turns)):
+                ask.check()
                 response = await _turn(ask, new, conversation, transport, perform, hear, limit)
                 output, new = response.output or [], []
                 status = response.status or "completed"
@@ -109,7 +115,6 @@ async def answer(
         answered = status in ("completed", "incomplete")
         if not answered and len(conversation.items) == len(before) + 1:
             conversation.back_to(before)
-        conversation.rest()
         hear(RunEnded(status=status))
 
 
@@ -171,6 +176,17 @@ async def _turn(
         await early.close()
         hear(ItemsAdded(items=conversation.settle("not run")))
         hear(TurnEnded(status=status, said=conversation.items))
+
+
+def _began(ask: Ask, branch: str) -> RunBegan:
+    return RunBegan(
+        prompt=ask.prompt,
+        endpoint=ask.endpoint,
+        branch=branch,
+        cell_id=ask.cell_id,
+        follows=ask.follows,
+        cache_minimum=ask.cache_minimum,
+    )
 
 
 async def _exchange(transport: Transport, request: Request, hear: Hear) -> Response:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
+from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.agent.calls import Outcome, Worker
 from ipy_agent.agent.early import Hear, Perform
 from ipy_agent.background import Background
@@ -40,8 +41,8 @@ class Front(Protocol):
     def tick(self) -> None:
         """Nothing happened for a tenth of a second."""
 
-    def approve(self, question: str) -> bool:
-        """Ask the user; anything but a yes is `False`."""
+    def approve(self, question: Question) -> Reply:
+        """Ask the user."""
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
         """Hold while the run goes on; an interrupt then calls `stop`."""
@@ -59,8 +60,8 @@ class Quiet:
     def tick(self) -> None:
         pass
 
-    def approve(self, question: str) -> bool:  # noqa: ARG002 (nobody is there to read it)
-        return False
+    def approve(self, question: Question) -> Reply:  # noqa: ARG002 (nobody is there to read it)
+        return Reply.NOBODY
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:  # noqa: ARG002 (see above)
         return nullcontext()

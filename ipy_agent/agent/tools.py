@@ -4,6 +4,9 @@ Types are msgspec's: what it can decode strictly can be a parameter (numbers, te
 enums, lists, dicts, dataclasses, `X | None`, `Annotated` with `msgspec.Meta`). Anything else
 is an error where the tool is made, since a user who defines a tool is still there to mend it.
 What the model then gets wrong is an error for the model, never an exception for the user.
+
+An `async def` is a tool like any other. It runs on the loop that the user's own clients live
+on, the kernel's in a notebook, while whoever called it waits (see `coroutines`).
 """
 
 from __future__ import annotations
@@ -104,7 +107,7 @@ def tool(
     """Offer a function to the model; usable bare or as `@tool(read_only=True)`.
 
     Args:
-        function: needs type hints on every parameter and a docstring.
+        function: needs type hints on every parameter and a docstring; it may be `async`.
         read_only: it has no side effects and runs without asking.
         custom: the model calls it with a plain text, such as code, instead of JSON; it has
             one parameter, a `str`.
@@ -135,8 +138,8 @@ def tool_of(
         ToolError: the signature cannot be told to a model.
     """
     name = name or str(getattr(function, "__name__", type(function).__name__))
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise ToolError(f"tool {name}: it is `async`; a tool is an ordinary function")
+    if inspect.isasyncgenfunction(function):
+        raise ToolError(f"tool {name}: it is an async generator; return the whole value at once")
     description = description or inspect.getdoc(function)
     if not description:
         raise ToolError(f"tool {name}: it needs a docstring that tells the model what it does")

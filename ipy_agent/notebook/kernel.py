@@ -2,7 +2,8 @@
 
 Both run on the main thread, where output belongs to the cell that is running. What the code
 prints, shows and raises goes to the model as text and, bounded, into the cell; pictures
-are shown in the cell where they arise, and to models that take them.
+are shown in the cell where they arise, and to models that take them. Code with `await` runs on
+the loop that a cell's `await` runs on; code without it never meets a loop.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import ast
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import ModuleType
 from typing import Annotated, Any
 
+from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import CapturedIO, RichOutput, capture_output
 from msgspec import Meta
 
 from ipy_agent.agent.tools import Result, Tool, tool_of
+from ipy_agent.coroutines import awaited, settle
+from ipy_agent.errors import ToolError
 from ipy_agent.notebook.interrupt import Gate, interrupts_go_to
 from ipy_agent.notebook.preview import brief, preview, shown
 
@@ -39,7 +43,12 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 def kernel_tools(shell: InteractiveShell) -> list[Tool]:
-    """Return the tools of a shell: `python` and `inspect`."""
+    """Return the tools of a shell: `python` and `inspect`.
+
+    Where no loop is running, as in a terminal, coroutines of this thread now run on the loop that
+    the shell keeps for `await`.
+    """
+    settle(get_asyncio_loop)
 
     def python(code: Annotated[str, Meta(description=_CODE)]) -> Result:
         return _run(shell, code)
@@ -86,6 +95,7 @@ def _run_alone(shell: InteractiveShell, code: str) -> Result:
     with (
         interrupts_go_to(gate),
         _called_before_code(shell, gate.open),
+        _awaiting(shell),
         _tracebacks(shell) as raised,
         capture_output() as captured,
     ):
@@ -123,6 +133,31 @@ def _called_before_code(shell: InteractiveShell, call: Callable[[], None]) -> It
         yield
     finally:
         shell.ast_transformers.remove(caller)
+
+
+@contextlib.contextmanager
+def _awaiting(shell: InteractiveShell) -> Iterator[None]:
+    """Have code with `await` run within the loop that is running; IPython's own way starts one."""
+    before = shell.loop_runner
+    if str(before) != "asyncio":  # the user chose another kind of loop, or none
+        yield
+        return
+    shell.loop_runner = _at_home
+    try:
+        yield
+    finally:
+        if shell.loop_runner is _at_home:
+            shell.loop_runner = before
+
+
+def _at_home(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    if threading.current_thread() is not threading.main_thread():
+        coroutine.close()
+        raise ToolError(
+            "await needs the notebook's loop, and this call runs on a thread without it: "
+            "do it without await, or from a cell's own thread"
+        )
+    return awaited(coroutine)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ session, its socket, the tables and widgets come with the first cell that needs 
 
 from __future__ import annotations
 
-import re
 import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
+from IPython.display import display
 from traitlets import Bool, Enum, Float, Int, TraitError, Unicode, validate
 from traitlets import List as ListOf
 from traitlets.config import Config
@@ -21,10 +21,12 @@ from traitlets.config import Config
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
+from ipy_agent.notebook.cells import Cells
 from ipy_agent.notebook.commands import COMMANDS, LINE
+from ipy_agent.notebook.context import handed_over, told
 from ipy_agent.notebook.kernel import kernel_tools
 from ipy_agent.notebook.options import parsed, pictures_of, shape_named, variable
-from ipy_agent.notebook.preview import preview
+from ipy_agent.notebook.rehearsal import bundle
 from ipy_agent.settings import CONFIGURED, CONTEXTS, MODES, SETTINGS, TRANSPORTS, Settings
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from ipy_agent.sessions import Session
 
 __all__ = ["AgentMagics", "load", "unload"]
-
-_HANDED_OVER = re.compile(r"\$`([^`\n]+)`")
 
 
 def _setting(trait: type, text: str, *args: Any) -> Any:
@@ -63,10 +63,17 @@ class AgentMagics(Magics):
     replay = _setting(Bool, "Whether a cell that asks the same again shows its stored answer.")
     budget_turns = _setting(Int, "Turns that a cell run may take (25).")
     budget_seconds = _setting(Float, "Seconds that a cell run may take (1800).")
+    budget_tokens = _setting(Int, "Tokens, in and out, that a cell run may take (no limit).")
+    budget_usd = _setting(Float, "US dollars that a cell run may cost (no limit).")
+    session_turns = _setting(Int, "Turns that all runs together may take (no limit).")
+    session_seconds = _setting(Float, "Seconds that all runs together may take (no limit).")
+    session_tokens = _setting(Int, "Tokens that all runs together may take (no limit).")
+    session_usd = _setting(Float, "US dollars that all runs together may cost (no limit).")
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
-        self._names = shell.user_ns
+        self._names, self._hidden = shell.user_ns, shell.user_ns_hidden
+        self._cells = Cells(shell)
         for name in self.trait_names(config=True):
             if getattr(self, name) is not None:
                 self._configure(name)
@@ -103,18 +110,22 @@ class AgentMagics(Magics):
     @argument("--max-tokens", metavar="N", type=int, help="Tokens that a response may have.")
     @argument("--mode", choices=MODES, help="Which tools run in this cell.")
     @argument("--endpoint", help="A preset or a base URL for this cell.")
+    @argument("--append", action="store_true", help="Keep what this cell said before as well.")
+    @argument("--dry-run", action="store_true", help="Show what would be sent, and send nothing.")
     def ask(self, line: str, cell: str) -> None:
         """Ask the agent what stands in the cell.
 
         The answer streams into the cell, and the tools that the model calls run in this kernel.
-        The prompt is sent as it is; $`name` hands over a short preview of a variable.
+        The prompt is sent as it is; $`name` hands over a short preview of a variable. Run again,
+        a cell replaces what it said before, and goes on from what came before it.
         """
         options = parsed(self.ask.parser, line)
         name = variable(options.output) if options.output is not None else None
-        prompt = self._handed_over(cell)
-        if not prompt.strip():
-            raise UsageError("the prompt is empty: write what you want below %%agent")
-        wanted = self._wanted(options)
+        prompt, wanted = self._handed_over(cell, options)
+        wanted |= self._wanted(options)
+        if options.dry_run:
+            display(bundle(self.session.rehearse(prompt, **wanted)), raw=True)
+            return
         front = self._front(json="schema" in wanted)
         try:
             answer = self.session.run(prompt, front=front, **wanted)
@@ -130,16 +141,25 @@ class AgentMagics(Magics):
         %agent                              status: endpoint, connection, mode, totals
         %agent turns|cells|tools|messages   a DataFrame each
         %agent toolbox                      the tools on offer, and whether they run
-        %agent panel                        the table of turns as a picture
-        %agent branch [NAME]                the branches, or go on with one
+        %agent panel                        what happened, brought up to date after each run
+        %agent plot                         time by turn, and the cached share, as a figure
+        %agent branch [NAME]                the tree of what was said, or go on with a branch
         %agent fork NAME [--at TURN]        a branch that begins where this one is, or was
+        %agent undo                         take back what the last run said
+        %agent replay on|off                show stored answers where nothing changed
         %agent connect NAME|URL [-m MODEL] [--key-env NAME]
                                             openai, xai, azure, vercel, local, ollama, or a URL
         %agent disconnect|warm|reset
         %agent compact                      have what was said so far summed up
         %agent mode read|ask|auto
+        %agent allow [TOOL [--once|--session|--off]]
+                                            run a tool without asking, in mode ask
+        %agent budget [--turns N] [--seconds S] [--tokens N] [--usd X] [--session]
+                                            limits of a cell run, or of all together; off: none
+        %agent context off|names|delta      what is told of variables by itself
         %agent transport auto|websocket|http
         %agent export PATH [--table NAME]   .parquet .csv .json .jsonl .html .md
+        %agent doctor                       what works here, and what to do about what does not
         """
         options = parsed(LINE, line)
         return COMMANDS[options.command](self, options)
@@ -173,14 +193,19 @@ class AgentMagics(Magics):
         if "ipy_agent.sessions" in sys.modules:
             self.session.configure(name, value)
 
-    def _handed_over(self, cell: str) -> str:
-        """Return the prompt with a preview of each variable that it hands over."""
-        names = dict.fromkeys(_HANDED_OVER.findall(cell))
-        for name in names:
-            if name not in self._names:
-                raise UsageError(f"there is no variable {name!r} to hand over with $`{name}`")
-        previews = [preview(name, self._names[name]) for name in names]
-        return "\n\n".join([*previews, _HANDED_OVER.sub(r"`\1`", cell).strip("\n")])
+    def _handed_over(self, cell: str, options: Namespace) -> tuple[str, dict[str, Any]]:
+        """Return the prompt with what it hands over, and the pictures that go with it."""
+        target = self.session.endpoint
+        if options.endpoint is not None:
+            target = Endpoint.named(options.endpoint)
+        handed = handed_over(cell, self._names, images=target.images)
+        if not handed.text.strip():
+            raise UsageError("the prompt is empty: write what you want below %%agent")
+        shown = [] if options.image is None else pictures_of(options.image, self._names)
+        return handed.prompt, {"images": [*handed.pictures, *shown]}
+
+    def _told(self, before: Any, how: str) -> tuple[str, Any]:
+        return told(self._names, self._hidden, before, how)
 
     def _wanted(self, options: Namespace) -> dict[str, Any]:
         """Return what a cell's options say to a run; what was not said is left out."""
@@ -191,18 +216,19 @@ class AgentMagics(Magics):
             "branch": options.branch,
             "effort": options.effort,
             "max_output_tokens": options.max_tokens,
+            "cell": self._cells.name(asks=not options.dry_run),
+            "append": options.append,
+            "background": self._told,
         }
         if options.schema is not None:
             said["schema"] = shape_named(options.schema, self._names)
-        if options.image is not None:
-            said["images"] = pictures_of(options.image, self._names)
         return {name: value for name, value in said.items() if value is not None}
 
     def _front(self, *, json: bool) -> CellFront | PlainFront:
         from ipy_agent.notebook import answer, terminal  # noqa: PLC0415 (widgets come with a run)
 
         if getattr(self.shell, "kernel", None) is None:
-            return terminal.PlainFront()
+            return terminal.PlainFront(self.session.records)
         return answer.CellFront(self.session.records, json=json)
 
 

@@ -1,95 +1,129 @@
-"""The live table of turns: a picture of the recorder's rows, below the cell that runs.
+"""The live panel below a running cell: its turns as they happen, and a button that stops it.
 
-Rule 1: a refresh costs the same at turn 1,000 as at turn 20: it draws the last turns, and the
-totals are told each turn that ended once.
-Rule 2: rows are only read, and each at one moment: the loop's thread may be writing the last.
+Turns, cell runs and tool calls are tabs, which the browser switches by itself, so that it works
+however busy the kernel is. The button's click has to reach a thread that is free: ipykernel would
+hand it to the shell that runs the cell, behind everything that it still has to do.
+
+Rule 1: a refresh is the view that is looked at, if it changed, and 8,192 bytes at most.
+Rule 2: nothing here announces itself: a screen reader would read every refresh aloud.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
-from ipy_agent.records import Recorder, TurnRecord
-from ipy_agent.tables.lines import Line, Totals
-from ipy_agent.tables.picture import turns_html, turns_text
+from IPython.display import DisplayHandle
 
-__all__ = ["Panel"]
+from ipy_agent.notebook.views import Views
+from ipy_agent.records import Recorder
+from ipy_agent.tables.picture import LIVE, LIVE_CLASS
 
-LAST = 20
+__all__ = ["Board", "Panel"]
+
 ROOM = 8_192
+VIEWS = ("turns", "cells", "tools")
 
 
 class Panel:
-    """A widget that shows a recorder's turns while they happen.
+    """A widget that shows what happens since it was made.
 
     Args:
         recorder: whose turns.
+        stop: what the button calls, from any thread.
         clock: seconds, monotonic.
         every: how many seconds are between two refreshes, at least.
-        since: how many turns to leave out, from the first.
 
     Attributes:
-        widget: the `ipywidgets.HTML` to display; dead when the kernel is, so show `static()`
-            in its place at the end.
+        widget: what to display; dead when the kernel is, so show `static()` in its place
+            at the end.
+        button: the one that stops.
+        tabs: a view each, in the order of `VIEWS`.
     """
 
     def __init__(
         self,
         recorder: Recorder,
+        stop: Callable[..., None],
         *,
         clock: Callable[[], float] = time.monotonic,
         every: float = 0.1,
-        since: int = 0,
     ) -> None:
-        from ipywidgets import HTML  # noqa: PLC0415 (slow to load; a panel comes with a run)
+        from ipywidgets import HTML, Button, Tab, VBox  # noqa: PLC0415 (slow; comes with a run)
 
-        self.widget = HTML()
-        self._recorder = recorder
+        self._views = views = Views(recorder, clock, fresh=True)
+        self._draws = (views.turns, views.cells, views.calls)
         self._clock = clock
         self._every = every
-        self._since = self._told = since
-        self._open: list[TurnRecord] = []
-        self._totals = Totals()
         self._due = clock()
-        self._seen: dict[int, float] = {}
+        self.button = Button(description="Stop", icon="stop", tooltip="End this run")
+        self.button.on_click(stop)
+        self.tabs = Tab([HTML() for _ in VIEWS], titles=VIEWS, selected_index=0)
+        self.tabs.add_class(LIVE_CLASS)
+        self.widget = VBox([HTML(f"<style>{LIVE}</style>"), self.button, self.tabs])
+        for one in (self.button, self.tabs):
+            _heard_at_once(one)
 
     def refresh(self, *, force: bool = False) -> bool:
-        """Draw the turns anew, if it is time; return whether it was."""
+        """Draw the view that is looked at, if it is time; return whether it was.
+
+        If `force` is set, it is time, and for all views: what comes next may keep us busy.
+        """
         now = self._clock()
         if now < self._due and not force:
             return False
         self._due = now + self._every
-        self.widget.value = turns_html(self._lines(now), self._totals, ROOM)
+        for at, (draw, shown) in enumerate(zip(self._draws, self.tabs.children, strict=True)):
+            if force or at == self.tabs.selected_index:
+                shown.value = draw().html(ROOM, live=True)
         return True
 
     def static(self) -> dict[str, str]:
-        """Return the turns as a mime bundle that needs no kernel."""
-        lines = self._lines(self._clock())
-        return {
-            "text/html": turns_html(lines, self._totals, ROOM),
-            "text/plain": turns_text(lines, self._totals),
-        }
+        """Return what was shown as a mime bundle that needs no kernel."""
+        return self._views.static()
 
     def close(self) -> None:
-        """Let go of the widget."""
-        self.widget.close()
+        """Let go of the widget and all its parts."""
+        for one in (*self.tabs.children, *self.widget.children, self.widget):
+            for part in (getattr(one, "layout", None), getattr(one, "style", None), one):
+                if part is not None:
+                    part.close()
 
-    def _lines(self, now: float) -> list[Line]:
-        """Return the last turns, after telling the totals of those that ended."""
-        turns = self._recorder.turns
-        count = len(turns)
-        self._open += turns[self._told : count]
-        self._told = count
-        for row in [row for row in self._open if row.status != "running"]:
-            self._totals.add(row)
-            self._open.remove(row)
-        begin = max(self._since, count - LAST)
-        return [Line.of(row, self._elapsed(row, now)) for row in turns[begin:count]]
 
-    def _elapsed(self, row: TurnRecord, now: float) -> float | None:
-        """Return the milliseconds since a running turn was first seen."""
-        if row.status != "running":
-            self._seen.pop(row.turn, None)
-            return None
-        return (now - self._seen.setdefault(row.turn, now)) * 1000
+def _heard_at_once(widget: Any) -> None:
+    """Have what a user does to a widget told on the thread that its front end asked for.
+
+    ipykernel 7.4 would have it told where the widget was used last: on the main thread.
+    """
+    if hasattr(widget.comm, "_reply_subshell_for"):
+        widget.comm._reply_subshell_for = lambda _data, asked: asked  # noqa: SLF001 (no other way)
+
+
+class Board:
+    """The table of all that a session did, in a cell of its own, brought up to date after each run.
+
+    It is static at any time: what is saved needs neither kernel nor widget.
+    """
+
+    last: Board | None = None
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._views = Views(recorder)
+        self._handle = DisplayHandle()
+
+    def show(self, *, live: bool) -> None:
+        """Display it; `live` is whether the display can be updated.
+
+        The board that was shown before stays as it is from now on.
+        """
+        type(self).last = self if live else None
+        self._handle.display(self._views.static(), raw=True)
+
+    @classmethod
+    def refresh(cls, recorder: Recorder) -> None:
+        """Bring the board that shows this recorder up to date, if there is one."""
+        board = cls.last
+        if board is not None and board.recorder is recorder:
+            board._handle.update(board._views.static(), raw=True)  # noqa: SLF001 (its own)

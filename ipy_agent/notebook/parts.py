@@ -13,10 +13,25 @@ import msgspec
 from ipy_agent import rendering
 from ipy_agent.agent.tools import bounded
 from ipy_agent.protocol.items import Item, is_call
+from ipy_agent.records import Recorder, TurnRecord
 from ipy_agent.rendering import Growing
+from ipy_agent.tables.columns import rate
+from ipy_agent.tables.prices import cost_usd
 from ipy_agent.trace import ToolBegan, ToolEnded
 
-__all__ = ["SHOWN", "Call", "Document", "Part", "Remark", "Thoughts", "kinds", "source", "summary"]
+__all__ = [
+    "SHOWN",
+    "Call",
+    "Document",
+    "Footer",
+    "Part",
+    "Remark",
+    "Thoughts",
+    "kinds",
+    "row_of",
+    "source",
+    "summary",
+]
 
 SHOWN = 4_000
 """How many characters of a tool's output a user is shown."""
@@ -35,13 +50,18 @@ class Call:
     def __init__(self, began: ToolBegan, kind: str | None) -> None:
         self.began = began
         self.ended: ToolEnded | None = None
+        self._is_over = False
         self._said, self._language = source(began, kind)
+
+    def cut_off(self) -> None:
+        """Take note that no output will come."""
+        self._is_over = True
 
     def html(self) -> str:
         body = rendering.code(self._said, self._language)
         if self.ended is not None:
             body += rendering.code(bounded(self.ended.output, SHOWN))
-        return rendering.fold(self._title(), body, open=self.ended is None)
+        return rendering.fold(self._title(), body, open=self.ended is None and not self._is_over)
 
     def plain(self) -> str:
         said = [f"[{self._title()}]", self._said]
@@ -51,7 +71,7 @@ class Call:
 
     def _title(self) -> str:
         if self.ended is None:
-            return f"{self.began.name} …"
+            return f"{self.began.name} · interrupted" if self._is_over else f"{self.began.name} …"
         took, status = self.ended.duration_ms, self.ended.status
         return self.began.name + "".join(
             (
@@ -122,6 +142,38 @@ class Remark:
 
     def plain(self) -> str:
         return rendering.plain(self.text)
+
+
+class Footer(Remark):
+    """What a turn took: the numbers of its row."""
+
+    def __init__(self, row: TurnRecord) -> None:
+        told, tokens = [f"turn {row.turn}"], []
+        if row.latency_ms is not None:
+            told.append(f"{row.latency_ms / 1000:,.2f} s")
+        if row.input_tokens is not None:
+            cached = "" if row.hit_rate is None else f" ({rate(row.hit_rate)} cached)"
+            tokens.append(f"{row.input_tokens:,} in{cached}")
+        if row.output_tokens is not None:
+            tokens.append(f"{row.output_tokens:,} out")
+        if tokens:
+            told.append(f"tokens: {', '.join(tokens)}")
+        if (cost := cost_usd(row)) is not None:
+            told.append(f"US$ {cost:,.4f}")
+        super().__init__(" · ".join(told))
+
+    def plain(self) -> str:
+        return f"[{super().plain()}]"
+
+
+def row_of(recorder: Recorder, response_id: str | None) -> TurnRecord | None:
+    """Return the row of the turn that a response ended; it is among the last ones."""
+    last = reversed(recorder.turns[-_NEAR:])
+    return next((row for row in last if row.response_id and row.response_id == response_id), None)
+
+
+_NEAR = 50
+"""How many turns may have begun on other branches since a response came."""
 
 
 def source(began: ToolBegan, kind: str | None) -> tuple[str, str]:

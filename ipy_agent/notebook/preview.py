@@ -6,152 +6,91 @@ of any other the type's name is told. What is said stays short, however large th
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Callable
-from types import FunctionType, ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-__all__ = ["brief", "preview", "shown"]
+from ipy_agent.notebook import frames
+from ipy_agent.notebook.definitions import definition
+from ipy_agent.notebook.literals import (
+    as_plain,
+    contents,
+    is_container,
+    is_plain,
+    literal,
+    short,
+    type_name,
+)
 
-WIDTH = 200
-COLUMNS = 40
-CATEGORIES = 6
+__all__ = ["Look", "brief", "looks", "preview", "shown", "sized"]
+
+LIMIT = 2_000
+"""How many characters a preview has at most."""
 ROWS = 12
 
-_PLAIN = (str, bytes, int, float, complex, bool, type(None))
-_SIZED = (list, tuple, dict, set, frozenset)
+
+class Look(NamedTuple):
+    """How values of a type are looked at; all of them have a shape."""
+
+    lines: Callable[[Any, bool], list[str]]
+    names: str | None = None
+    """The attribute that holds the names of its columns."""
+
+
+_LOOKS: dict[tuple[str, str], Look] = {
+    ("pandas", "DataFrame"): Look(frames.frame, "columns"),
+    ("pandas", "Series"): Look(frames.column),
+    ("numpy", "ndarray"): Look(frames.array),
+    ("polars", "DataFrame"): Look(frames.polars),
+    ("polars", "Series"): Look(frames.tensor),
+    ("pyarrow", "Table"): Look(frames.arrow),
+    ("torch", "Tensor"): Look(frames.tensor),
+}
+
+
+def looks() -> Mapping[int, Look]:
+    """Return the looks at types of libraries that are loaded, by the identity of the type."""
+    found = ((getattr(sys.modules.get(name[0]), name[1], None), _LOOKS[name]) for name in _LOOKS)
+    return {id(kind): look for kind, look in found if kind is not None}
+
+
+def sized(value: Any, known: Mapping[int, Look] | None = None) -> str:
+    """Return type and shape in a few words, and nothing of what is in it.
+
+    Args:
+        value: anything.
+        known: what `looks()` returned, for who asks of many values.
+    """
+    kind = type(value)
+    if id(kind) in (looks() if known is None else known):
+        return f"{type_name(kind)} {'×'.join(map(str, value.shape)) or 'scalar'}"
+    if kind is str or kind is bytes or is_container(value):
+        return f"{type_name(kind)} of {len(value)}"
+    return "class" if issubclass(kind, type) else type_name(kind)
 
 
 def brief(value: Any) -> str:
-    """Return type and shape in a few words, such as `DataFrame 344×8`."""
-    name = type(value).__name__
-    if _is(value, "pandas", "DataFrame", "Series") or _is(value, "numpy", "ndarray"):
-        return f"{name} {'×'.join(str(n) for n in value.shape) or 'scalar'}"
-    if type(value) in _SIZED:
-        return f"{name} of {len(value)}"
-    if type(value) in _PLAIN:
-        return f"{name} {_literal(value)}"
-    return name
+    """Return type and shape in a few words, such as `DataFrame 344×8`; of a plain value, itself."""
+    plain = as_plain(value)
+    return f"{type_name(type(value))} {literal(plain)}" if is_plain(plain) else sized(value)
 
 
 def shown(value: Any) -> str:
     """Return a small table whole, anything else in brief."""
-    small = _is(value, "pandas", "DataFrame", "Series") and len(value) <= ROWS
-    columns = [value] if small and value.ndim == 1 else []
-    if small and value.ndim > 1 and len(value.columns) <= ROWS:
-        columns = [value.iloc[:, index] for index in range(len(value.columns))]
-    if not columns or not all(map(_looks_plain, columns)):
-        return brief(value)
-    return f"{brief(value)}\n{value.to_string()}"
+    look = looks().get(id(type(value)))
+    table = look is not None and look.lines in (frames.frame, frames.column)
+    if table and max(value.shape) <= ROWS and frames.prints_plainly(value):
+        return f"{brief(value)}\n{value.to_string()}"
+    return brief(value)
 
 
 def preview(name: str, value: Any, *, head: bool = False) -> str:
     """Return what there is to say of a variable; with `head` its first rows too."""
-    lines = [f"{name}: {brief(value)}"]
-    for (module, kinds), look in _LOOKS.items():
-        if _is(value, module, *kinds):
-            lines += look(value, head)
-            return "\n".join(lines)
-    if type(value) in _SIZED:
-        lines.append(f"  {_safe(value)}")
-    elif isinstance(value, (FunctionType, ModuleType)):
-        lines.append(f"  {_short((value.__doc__ or '').strip().split(chr(10))[0], WIDTH)}")
-    return "\n".join(lines)
-
-
-def _frame(frame: Any, head: bool) -> list[str]:
-    columns = [frame.iloc[:, index] for index in range(min(len(frame.columns), COLUMNS))]
-    lines = [f"  {column.name}: {_column(column)}" for column in columns]
-    if len(frame.columns) > COLUMNS:
-        lines.append(f"  … and {len(frame.columns) - COLUMNS} columns more")
-    if head and all(map(_looks_plain, columns)):
-        lines += ["", frame.iloc[:5, :COLUMNS].to_string(max_cols=20, max_colwidth=40)]
-    return lines
-
-
-def _column(series: Any) -> str:
-    """Return one column: its dtype, and its categories or range, and what is missing."""
-    said = [str(series.dtype)]
-    values = series.dropna()
-    if len(values) and _looks_plain(series):
-        if series.dtype.kind in "iuf" or _is_date(series):
-            said.append(f"{values.min()} to {values.max()}")
-        else:
-            kinds = [str(value) for value in values.iloc[:10_000].unique()[: CATEGORIES + 1]]
-            said.append(", ".join(_short(kind, 30) for kind in kinds[:CATEGORIES]))
-            if len(kinds) > CATEGORIES:
-                said[-1] += ", …"
-    missing = len(series) - len(values)
-    if missing:
-        said.append(f"{missing} missing")
-    return "; ".join(said)
-
-
-def _series(series: Any, head: bool) -> list[str]:
-    lines = [f"  {_column(series)}"]
-    if head and _looks_plain(series):
-        lines += ["", series.head(5).to_string()]
-    return lines
-
-
-def _array(array: Any, head: bool) -> list[str]:
-    lines = [f"  dtype {array.dtype}"]
-    if array.dtype.kind in "biufcM" and array.size:
-        flat = array.reshape(-1)
-        lines.append(f"  {_short(str(flat[: 10 if head else 5].tolist()), WIDTH)}")
-    return lines
-
-
-_Look = Callable[[Any, bool], list[str]]
-_LOOKS: dict[tuple[str, tuple[str, ...]], _Look] = {
-    ("pandas", ("DataFrame",)): _frame,
-    ("pandas", ("Series",)): _series,
-    ("numpy", ("ndarray",)): _array,
-}
-
-
-def _is(value: Any, module: str, *names: str) -> bool:
-    """Whether a value is exactly of one of these types; never imports their module."""
-    loaded = sys.modules.get(module)
-    return loaded is not None and any(type(value) is getattr(loaded, name, None) for name in names)
-
-
-def _is_date(series: Any) -> bool:
-    return bool(series.dtype.kind == "M")
-
-
-def _looks_plain(series: Any) -> bool:
-    """Whether looking at a column's values runs no code of theirs."""
-    if series.dtype != object:
-        return True
-    return all(type(value) in _PLAIN for value in series.iloc[:10_000])
-
-
-def _safe(value: Any, depth: int = 2) -> str:
-    """Return a bounded repr that looks into plain values only."""
-    if type(value) in _PLAIN:
-        return _literal(value)
-    if type(value) not in _SIZED:
-        return f"<{type(value).__name__}>"
-    if depth == 0:
-        return f"<{brief(value)}>"
-    if type(value) is dict:
-        pairs = itertools.islice(value.items(), CATEGORIES)
-        parts = [f"{_safe(key, 0)}: {_safe(item, depth - 1)}" for key, item in pairs]
+    look = looks().get(id(type(value)))
+    if look is not None:
+        lines = [sized(value), *look.lines(value, head)]
+    elif is_container(value):
+        lines = [sized(value), f"  {contents(value)}"]
     else:
-        parts = [_safe(item, depth - 1) for item in itertools.islice(value, CATEGORIES)]
-    more = ["…"] if len(value) > CATEGORIES else []
-    return _short(", ".join(parts + more), WIDTH)
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, (str, bytes)):
-        return _short(repr(value[:100]), 60)
-    if isinstance(value, int) and value.bit_length() > 200:  # noqa: PLR2004 (60 digits)
-        return f"of {value.bit_length()} bits"
-    return _short(repr(value), 60)
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+        lines = definition(value) or [brief(value)]
+    return short("\n".join([f"{name}: {lines[0]}", *lines[1:]]), LIMIT)

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-from IPython.core.error import StdinNotImplementedError
-
 from ipy_agent import rendering
-from ipy_agent.agent.approval import YES
+from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.agent.tools import bounded
 from ipy_agent.notebook.interrupt import interrupts_call, interrupts_raise
-from ipy_agent.notebook.parts import SHOWN, kinds, source, summary
+from ipy_agent.notebook.parts import SHOWN, Footer, kinds, row_of, source, summary
+from ipy_agent.notebook.questions import asked_in_terminal, how_to_allow
 from ipy_agent.protocol.events import (
     Event,
     ItemDone,
@@ -30,15 +29,21 @@ from ipy_agent.protocol.events import (
 )
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.items import text as text_of
+from ipy_agent.records import Recorder
 from ipy_agent.trace import Notice, RequestSent, RunEnded, ToolBegan, ToolEnded, Trace
 
-__all__ = ["PlainFront", "approved"]
+__all__ = ["PlainFront"]
 
 
 class PlainFront:
-    """Prints a run."""
+    """Prints a run.
 
-    def __init__(self) -> None:
+    Args:
+        recorder: whose rows tell what a turn took; without one nothing does.
+    """
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self._recorder = recorder
         self._fresh = True
         self._streamed: set[int] = set()
         self._thought: dict[int, int] = {}
@@ -52,10 +57,13 @@ class PlainFront:
     def tick(self) -> None:
         pass
 
-    def approve(self, question: str) -> bool:
+    def approve(self, question: Question) -> Reply:
         self._end_line()
         with interrupts_raise():
-            return approved(question)
+            said = asked_in_terminal(question)
+        if said is Reply.NOBODY:
+            self._line(how_to_allow(question.tool))
+        return said
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
         return interrupts_call(stop)
@@ -94,6 +102,9 @@ class PlainFront:
         self._whole(
             {at: item for at, item in output.items() if not seen.get(str(item.get("type")))}
         )
+        row = None if self._recorder is None else row_of(self._recorder, event.response.id)
+        if row is not None:
+            self._line(Footer(row).plain())
 
     def _whole(self, items: dict[int, Item]) -> None:
         """Print the messages and thoughts that were not streamed."""
@@ -150,11 +161,3 @@ class PlainFront:
         sys.stdout.write(said)
         sys.stdout.flush()
         self._fresh = said.endswith("\n") if said else self._fresh
-
-
-def approved(question: str) -> bool:
-    """Ask over `input()`; a front end without it cannot be asked, and that is a no."""
-    try:
-        return input(question).strip().lower() in YES
-    except (StdinNotImplementedError, EOFError):
-        return False

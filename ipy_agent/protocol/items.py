@@ -106,13 +106,10 @@ CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 """The items that call a tool of ours, and where each holds what it is called with."""
 
 
-def user(prompt: str, pictures: Iterable[Item] = ()) -> Item:
-    """Return a user's message, with the content parts of pictures behind its text."""
-    return {
-        "type": "message",
-        "role": "user",
-        "content": [{"type": "input_text", "text": prompt}, *pictures],
-    }
+def user(prompt: str, pictures: Iterable[Item] = (), before: str = "") -> Item:
+    """Return a user's message: what stands before the prompt, if anything, it, and pictures."""
+    texts = [{"type": "input_text", "text": text} for text in (before, prompt) if text]
+    return {"type": "message", "role": "user", "content": [*texts, *pictures]}
 
 
 def output_of(call_id: str, output: str | list[Item], kind: str = "function_call") -> Item:

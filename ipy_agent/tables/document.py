@@ -15,8 +15,9 @@ from typing import NamedTuple
 from ipy_agent import rendering
 from ipy_agent.protocol.items import is_call, text
 from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord
+from ipy_agent.tables.columns import COLUMNS
 from ipy_agent.tables.frames import ended, total
-from ipy_agent.tables.lines import COLUMNS, Line, Totals
+from ipy_agent.tables.lines import Line, Totals
 from ipy_agent.tables.picture import summary, turns_html
 from ipy_agent.tables.prices import cost_usd
 
@@ -85,6 +86,8 @@ def _heading(cell: int, run: CellRecord | None) -> Iterator[str]:
     if run is not None and run.elapsed_ms is not None:
         yield f"{run.elapsed_ms / 1000:,.1f} s"
         yield run.status
+    if run is not None and run.standing not in (None, "live"):
+        yield str(run.standing)
 
 
 def _parts(

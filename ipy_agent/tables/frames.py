@@ -64,6 +64,8 @@ COLUMNS: dict[str, dict[str, str]] = {
     },
     "cells": {
         "cell": "Int64",
+        "cell_id": "string",
+        "follows": "Int64",
         "branch": "string",
         "endpoint": "string",
         "prompt": "string",
@@ -81,6 +83,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "sent_bytes": "Int64",
         "full_bytes": "Int64",
         "cost_usd": "Float64",
+        "standing": "string",
         "status": "string",
     },
     "tools": {

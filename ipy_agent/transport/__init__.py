@@ -12,6 +12,7 @@ from typing import Protocol
 from ipy_agent.protocol.events import Event
 from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import Trace
+from ipy_agent.transport.rehearsal import Rehearsal
 
 __all__ = ["Stream", "Transport"]
 
@@ -30,6 +31,14 @@ class Transport(Protocol):
 
         Raises:
             TransportError: the way broke; `sent` says whether the request may have run.
+        """
+
+    async def rehearse(self, request: Request) -> Rehearsal:
+        """Return what `stream` would send now. Nothing is sent, opened or taken note of.
+
+        Raises:
+            UsageError: it cannot go this way.
+            MessageTooBig: the endpoint takes no request of this size.
         """
 
     def describe(self) -> str:

@@ -17,6 +17,7 @@ from ipy_agent.trace import Notice, RequestSent
 from ipy_agent.transport import Stream, Transport
 from ipy_agent.transport.address import Locate, key_refused, local_address
 from ipy_agent.transport.http import HttpTransport
+from ipy_agent.transport.rehearsal import Rehearsal
 from ipy_agent.transport.websocket import WebSocketTransport
 
 __all__ = ["AutoTransport"]
@@ -59,6 +60,10 @@ class AutoTransport:
         async with contextlib.aclosing(self._over_http(request, refused)) as stream:
             async for event in stream:
                 yield event
+
+    async def rehearse(self, request: Request) -> Rehearsal:
+        """Return what `stream` would send now by the way in use; see `Transport.rehearse`."""
+        return await self._way.rehearse(request)
 
     async def compact(self, request: Request) -> list[Item]:
         """Return items that stand for a whole conversation; see `HttpTransport.compact`."""

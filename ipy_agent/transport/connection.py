@@ -85,9 +85,11 @@ class Connection:
 
     def lane(self, name: str | None) -> LiveLane:
         """Return the lane of a branch, made if it is new."""
-        if name not in self.lanes:
-            self.lanes[name] = LiveLane(name, None if self.echoes is False else name)
-        return self.lanes[name]
+        return self.lanes.setdefault(name, self.foreseen(name))
+
+    def foreseen(self, name: str | None) -> LiveLane:
+        """Return the lane that a branch has, or would have."""
+        return self.lanes.get(name) or LiveLane(name, None if self.echoes is False else name)
 
     async def send(self, lane: LiveLane, request: Request) -> int:
         """Send a request on an idle lane and return its bytes."""

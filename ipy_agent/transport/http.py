@@ -37,6 +37,7 @@ from ipy_agent.transport.address import (
     key_refused,
     local_address,
 )
+from ipy_agent.transport.rehearsal import Rehearsal
 from ipy_agent.transport.reply import events, output, reason_of
 from ipy_agent.transport.websocket import FIRST_EVENT_SECONDS, IDLE_SECONDS
 
@@ -83,8 +84,7 @@ class HttpTransport:
 
     async def stream(self, request: Request) -> Stream:
         """Answer a whole request; see `Transport.stream`."""
-        if not request.generate:
-            raise UsageError("a warm-up needs a WebSocket: over HTTP there is nothing to warm")
+        _check_generates(request)
         received, attempt, self._turns = 0, 0, self._turns + 1
         short = self._shortened(request)
         resent = self._lineage.why(request) if self._stores(request) else None
@@ -115,6 +115,14 @@ class HttpTransport:
             if short.previous_response_id and not mended.previous_response_id:
                 resent = "evicted"
             received, attempt, short = received + post.received, attempt + 1, mended
+
+    async def rehearse(self, request: Request) -> Rehearsal:
+        """Return what `stream` would send now; see `Transport.rehearse`."""
+        _check_generates(request)
+        short = self._shortened(request)
+        body = short.body()
+        self._check_size(body)
+        return Rehearsal.of("http", request, short, frame=body, full_bytes=_full_bytes(request))
 
     async def compact(self, request: Request) -> list[Item]:
         """Return items that stand for a whole conversation and take less room.
@@ -182,12 +190,7 @@ class HttpTransport:
         self, request: Request, body: bytes, path: str = ""
     ) -> AsyncGenerator[Notice | Post, None]:
         """Yield what takes long, if anything does, and last a post that is on the wire."""
-        limit = self._limit
-        if limit is not None and len(body) > limit:
-            raise MessageTooBig(
-                f"the request has {len(body):,} bytes and {self.endpoint.name} takes "
-                f"{limit:,}: send less, or start over with `%agent reset`"
-            )
+        self._check_size(body)
         kept = self._local
         while True:
             address = kept
@@ -214,6 +217,14 @@ class HttpTransport:
                 self._local = address
             yield post
             return
+
+    def _check_size(self, body: bytes) -> None:
+        limit = self._limit
+        if limit is not None and len(body) > limit:
+            raise MessageTooBig(
+                f"the request has {len(body):,} bytes and {self.endpoint.name} takes "
+                f"{limit:,}: send less, or start over with `%agent reset`"
+            )
 
     def _post(self, address: Address, body: bytes, path: str) -> Post:
         if not (address.key or "").isascii():
@@ -274,8 +285,6 @@ class HttpTransport:
 def _told(
     request: Request, short: Request, body: bytes, post: Post, *, resent: str | None, attempt: int
 ) -> RequestSent:
-    bare = msgspec.structs.replace(request, input=EMPTY)
-    commas = max(0, len(request.input) - 1)
     return RequestSent(
         transport="http",
         connection=None,
@@ -285,10 +294,21 @@ def _told(
         sent_items=len(short.input),
         held_items=len(request.input) - len(short.input),
         sent_bytes=len(body),
-        full_bytes=len(bare.body()) + request.input.size + commas,
+        full_bytes=_full_bytes(request),
         resent=resent,
         attempt=attempt,
     )
+
+
+def _check_generates(request: Request) -> None:
+    if not request.generate:
+        raise UsageError("a warm-up needs a WebSocket: over HTTP there is nothing to warm")
+
+
+def _full_bytes(request: Request) -> int:
+    """Return what the body has if nothing is left out, without building it."""
+    bare = msgspec.structs.replace(request, input=EMPTY)
+    return len(bare.body()) + request.input.size + max(0, len(request.input) - 1)
 
 
 def _error(status: int, reason: Reason | None, headers: Mapping[str, str], name: str) -> Error:

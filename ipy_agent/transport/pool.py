@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
 import msgspec
 
@@ -56,15 +56,23 @@ class Pool:
         """Yield what takes long, if anything does, and last the place of a turn."""
         async with self._opening:
             await self._sweep()
-            while (place := self._choice(request)) is None:
+            while (chosen := self._choice(request, self._connections)) is None:
                 if len(self._connections) < MAX_CONNECTIONS:
                     async with contextlib.aclosing(self._open(request)) as opening:
                         async for notice in opening:
                             yield notice
                 else:
                     await self._make_room()
+            place = Place(chosen, chosen.lane(request.stream_id))
             place.lane.taken = True
         yield place
+
+    def foreseen(self, request: Request) -> Place | None:
+        """Return the place that a turn would have now, not taken; none, if one would be opened."""
+        now = time.monotonic()
+        fresh = [one for one in self._connections if not self._is_worn(one, now)]
+        chosen = self._choice(request, fresh)
+        return None if chosen is None else Place(chosen, chosen.foreseen(request.stream_id))
 
     async def leave(self, place: Place) -> None:
         """Give a lane back. A turn that was not over retires its connection."""
@@ -97,11 +105,10 @@ class Pool:
         connections, self._connections = self._connections, []
         await asyncio.gather(*(connection.close() for connection in connections))
 
-    def _choice(self, request: Request) -> Place | None:
-        name = request.stream_id
-        fit = [one for one in self._connections if self._takes(one, name, _model(request))]
-        best = max(fit, key=lambda one: _worth(one, request), default=None)
-        return None if best is None else Place(best, best.lane(name))
+    def _choice(self, request: Request, among: Iterable[Connection]) -> Connection | None:
+        name, model = request.stream_id, _model(request)
+        fit = [one for one in among if self._takes(one, name, model)]
+        return max(fit, key=lambda one: _worth(one, request), default=None)
 
     def _takes(self, connection: Connection, name: str | None, model: str | None) -> bool:
         """Whether a turn on the lane of a branch may begin on a connection now."""

@@ -35,6 +35,7 @@ from ipy_agent.protocol.response import Reason, Response, Usage
 from ipy_agent.protocol.script import Entry, Failure, entries, pieces
 from ipy_agent.trace import RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
+from ipy_agent.transport.rehearsal import Rehearsal
 
 __all__ = ["ScriptedTransport"]
 
@@ -79,6 +80,18 @@ class ScriptedTransport:
         finally:
             if not over:
                 await self.aclose()
+
+    async def rehearse(self, request: Request) -> Rehearsal:
+        """Return what `stream` would say it sends; see `Transport.rehearse`."""
+        short = self._lineage.shorten(request)
+        return Rehearsal.of(
+            "scripted",
+            request,
+            short,
+            frame=short.frame(),
+            full_bytes=request.size(),
+            connection=self._connections if self._connected else None,
+        )
 
     def describe(self) -> str:
         """Return how far the script is."""

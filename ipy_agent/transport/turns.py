@@ -9,6 +9,7 @@ from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.lanes import State
 from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import RequestSent
+from ipy_agent.transport.livelane import LiveLane
 from ipy_agent.transport.pool import Place
 
 __all__ = ["Turn"]
@@ -23,6 +24,7 @@ class Turn:
         mended: the ways in which it was mended so far.
 
     Attributes:
+        full: all of it, on the lane that it has.
         short: what is sent of it.
     """
 
@@ -30,28 +32,40 @@ class Turn:
         self.place = place
         self.request = request
         self.mended = mended
-        self._full = msgspec.structs.replace(request, stream_id=place.lane.wire)
-        self.short = self._full
+        self.full = msgspec.structs.replace(request, stream_id=place.lane.wire)
+        self.short = self.full
         self._resent: str | None = None
         self._done: list[Item] = []
 
     def shortened(self, compare_to: str | None) -> Request:
-        """Return the request less what the peer holds."""
-        connection, lane = self.place.connection, self.place.lane
-        short = connection.lineage.shorten(self._full)
-        self._resent = "evicted" if "whole" in self.mended else None
-        if short is self._full and self._resent is None:
-            self._resent = connection.lineage.why(self._full)
-        for wire in connection.lineage.lanes_at(short.previous_response_id):
-            for source in connection.lanes.values():
-                if source.wire == wire and source is not lane and not connection.keeps_all:
-                    if source.moves.state is not State.IDLE:
-                        # Its next response takes the place of the shared one at any moment.
-                        short, self._resent = self._full, "evicted"
-                    else:
-                        lane.forks_from(source)
+        """Return the request less what the peer holds; what it forks from is kept there."""
+        short, sources, why = self._foreseen()
+        self._resent = "evicted" if "whole" in self.mended else why
+        for source in sources:
+            self.place.lane.forks_from(source)
         self.short = msgspec.structs.replace(short, compare_to=compare_to)
         return self.short
+
+    def rehearsed(self, compare_to: str | None) -> Request:
+        """Return what `shortened` would, and leave all as it is."""
+        return msgspec.structs.replace(self._foreseen()[0], compare_to=compare_to)
+
+    def _foreseen(self) -> tuple[Request, list[LiveLane], str | None]:
+        """Return what is left to send, the lanes that it forks from, and why it is all, if so."""
+        connection, lane = self.place.connection, self.place.lane
+        short = connection.lineage.shorten(self.full)
+        if short is self.full:
+            return short, [], connection.lineage.why(self.full)
+        wires = connection.lineage.lanes_at(short.previous_response_id)
+        sources = [
+            source
+            for source in connection.lanes.values()
+            if source.wire in wires and source is not lane and not connection.keeps_all
+        ]
+        if any(source.moves.state is not State.IDLE for source in sources):
+            # Its next response takes the place of the shared one at any moment.
+            return self.full, [], "evicted"
+        return short, sources, None
 
     def told(self, sent_bytes: int, attempt: int) -> RequestSent:
         """Return what the listeners are told of a request that was sent."""
@@ -64,9 +78,9 @@ class Turn:
             connect_ms=None if reused else connection.connect_ms,
             previous_response_id=self.short.previous_response_id,
             sent_items=len(self.short.input),
-            held_items=len(self._full.input) - len(self.short.input),
+            held_items=len(self.full.input) - len(self.short.input),
             sent_bytes=sent_bytes,
-            full_bytes=self._full.size(),
+            full_bytes=self.full.size(),
             resent=self._resent,
             attempt=attempt,
         )
@@ -83,7 +97,7 @@ class Turn:
         lineage, lane = self.place.connection.lineage, self.place.lane
         if isinstance(event, ResponseCompleted):
             # Which stream it was is known by now, where it had to be found out.
-            full = msgspec.structs.replace(self._full, stream_id=lane.wire)
+            full = msgspec.structs.replace(self.full, stream_id=lane.wire)
             lineage.remember(full, event.response.id, event.response.output or [])
         else:
             lineage.forget(self.short)

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import msgspec
+
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, MessageTooBig, NoAnswer
 from ipy_agent.protocol.events import Error, Event, ResponseCompleted
@@ -29,6 +31,7 @@ from ipy_agent.transport.address import Locate, key_refused, local_address
 from ipy_agent.transport.connection import CONNECTION_LIMIT
 from ipy_agent.transport.livelane import Arrival, LiveLane
 from ipy_agent.transport.pool import Place, Pool
+from ipy_agent.transport.rehearsal import Rehearsal
 from ipy_agent.transport.turns import Turn
 
 __all__ = ["WebSocketTransport"]
@@ -113,6 +116,26 @@ class WebSocketTransport:
                     self._limit(frame_bytes=refused - 1)
                 await self._pool.leave(place)
 
+    async def rehearse(self, request: Request) -> Rehearsal:
+        """Return what `stream` would send now; see `Transport.rehearse`."""
+        place = self._pool.foreseen(request)
+        if place is None:
+            wire = None if self._pool.limits.lanes == 0 else request.stream_id
+            full = msgspec.structs.replace(request, stream_id=wire)
+            short = msgspec.structs.replace(full, compare_to=self._compared(request))
+        else:
+            turn = Turn(place, request, set())
+            full, short = turn.full, turn.rehearsed(self._compared(request))
+        self._check(short)
+        return Rehearsal.of(
+            "websocket",
+            full,
+            short,
+            frame=short.frame(),
+            full_bytes=full.size(),
+            connection=None if place is None else place.connection.number,
+        )
+
     def describe(self) -> str:
         """Return where the connections stand, in one line."""
         return self._pool.describe()
@@ -122,16 +145,23 @@ class WebSocketTransport:
         await self._pool.aclose()
 
     async def _send(self, turn: Turn, attempt: int) -> RequestSent:
-        before = self._answered.get(turn.request.stream_id)
-        short = turn.shortened(before if self._diagnoses else None)
+        short = turn.shortened(self._compared(turn.request))
+        self._check(short)
+        size = await turn.place.connection.send(turn.place.lane, short)
+        return turn.told(size, attempt)
+
+    def _compared(self, request: Request) -> str | None:
+        """Return the response that a turn's prompt is compared with, where that is diagnosed."""
+        return self._answered.get(request.stream_id) if self._diagnoses else None
+
+    def _check(self, short: Request) -> None:
+        """Raise `MessageTooBig` where the endpoint takes no request of this size."""
         limit = self._pool.limits.frame_bytes
         if limit is not None and short.size() > limit:
             raise MessageTooBig(
                 f"the request has {short.size():,} bytes and {self.endpoint.name} takes "
                 f"{limit:,}: send less, or start over with `%agent reset`"
             )
-        size = await turn.place.connection.send(turn.place.lane, short)
-        return turn.told(size, attempt)
 
     async def _arrival(self, lane: LiveLane, seconds: float) -> Arrival:
         if lane.arrived.empty():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ipy_agent.agent.approval import YES, Verdict, question, verdict
+from ipy_agent.agent.approval import Allowances, Reply, Verdict, question, reply, verdict
 from ipy_agent.agent.tools import tool_of
 from ipy_agent.settings import MODES
 
@@ -42,24 +42,45 @@ def test_every_mode_has_its_verdicts():
 
 def test_a_call_is_shown_with_its_arguments():
     """The question shows the values that will be passed."""
-    assert question(ACTING, {"x": "a", "y": 3}) == "f(x='a', y=3)\n\nRun f? [y/N] "
+    asked = question(ACTING, {"x": "a", "y": 3})
+
+    assert (asked.tool, asked.code, asked.language) == ("f", "f(x='a', y=3)", "python")
+    assert str(asked) == (
+        "f(x='a', y=3)\n\nRun f? [y = this call, a = f for this session, anything else = no] "
+    )
 
 
 def test_code_is_shown_as_it_runs():
-    """A tool that shows a parameter is asked about by that text alone."""
+    """A tool that shows a parameter is asked about by that text; what else is passed is told."""
 
     def python(code: str, quiet: bool = False):
         """Run."""
 
     made = tool_of(python, shows="code")
     asked = question(made, {"code": "a = 1\nprint(a)", "quiet": False})
-    assert asked == "a = 1\nprint(a)\n\nRun python? [y/N] "
+    assert (asked.code, asked.language) == ("a = 1\nprint(a)", "python")
+    assert str(asked).startswith("a = 1\nprint(a)\n\nRun python with quiet=False? [y = this call, ")
+
+
+def test_a_text_that_is_not_python_is_asked_about_as_a_text():
+    """Nobody knows the language of another tool's parameter."""
+    asked = question(tool_of(_run, shows="code"), {"code": "SELECT 1"})
+
+    assert (asked.code, asked.language) == ("SELECT 1", "text")
+
+
+def test_a_lone_carriage_return_is_a_new_line_as_python_takes_it():
+    """Code behind one does not pass for the end of a comment."""
+    asked = question(tool_of(_run, shows="code"), {"code": "# harmless\revil()"})
+
+    assert str(asked).startswith("# harmless\nevil()\n")
+    assert asked.code == "# harmless\revil()"
 
 
 def test_what_hides_or_reorders_text_is_shown_by_its_code():
     """The question has no character that a terminal obeys, or that turns text around."""
-    asked = question(ACTING, {"x": 1, "y": "\x1b[2K\u202e\u200b\r"})
-    code = question(tool_of(_run, shows="code"), {"code": "safe()\r\x1b[2K\u202eevil()"})
+    asked = str(question(ACTING, {"x": 1, "y": "\x1b[2K\u202e\u200b\r"}))
+    code = str(question(tool_of(_run, shows="code"), {"code": "safe()\r\x1b[2K\u202eevil()"}))
 
     for sign in "\x1b\u202e\u200b\r":
         assert sign not in asked
@@ -81,9 +102,61 @@ class Unsayable:
 
 def test_a_value_that_cannot_be_shown_is_asked_about_all_the_same():
     """A repr that raises does not end the run."""
-    assert "whose repr failed" in question(ACTING, {"x": Unsayable(1)})
+    assert "whose repr failed" in question(ACTING, {"x": Unsayable(1)}).code
 
 
-def test_only_a_plain_yes_is_a_yes():
-    """Nothing else is in the list."""
-    assert frozenset({"y", "yes"}) == YES
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        *(("y", Reply.YES), (" YES ", Reply.YES), ("a", Reply.ALWAYS), ("A\n", Reply.ALWAYS)),
+        *((said, Reply.NO) for said in ("", " ", "n", "no", "yes please", "all", "ja", "yy", "1")),
+    ],
+)
+def test_only_a_plain_yes_is_a_yes(said, meant):
+    """Anything but `y`, `yes` and `a` is a no; an empty answer too."""
+    assert reply(said) is meant
+
+
+# allowances
+
+
+def test_without_an_allowance_nothing_is_allowed():
+    """Nobody said so."""
+    one = Allowances()
+
+    assert not one.use("f")
+    assert list(one) == []
+
+
+def test_an_allowance_for_the_session_is_not_used_up():
+    """It holds until it is taken back, for its tool alone."""
+    one = Allowances()
+    one.allow("f")
+
+    assert [one.use("f"), one.use("f"), one.use("g")] == [True, True, False]
+    assert list(one) == [("f", "session")]
+    one.withdraw("f")
+    one.withdraw("g")
+    assert not one.use("f")
+
+
+def test_an_allowance_for_once_is_used_up_by_one_call():
+    """The call after it is asked about, however often it was said."""
+    one = Allowances()
+    one.allow("f", once=True)
+    one.allow("f", once=True)
+
+    assert list(one) == [("f", "once")]
+    assert [one.use("f"), one.use("f")] == [True, False]
+    assert list(one) == []
+
+
+def test_what_was_said_last_of_a_tool_holds():
+    """Once after always is once, and the other way round."""
+    one = Allowances()
+    one.allow("f")
+    one.allow("f", once=True)
+    one.allow("g", once=True)
+    one.allow("g")
+
+    assert sorted(one) == [("f", "once"), ("g", "session")]

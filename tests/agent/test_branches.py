@@ -7,38 +7,45 @@ import threading
 import pytest
 
 from ipy_agent.agent.branches import Branches
+from ipy_agent.agent.tree import Run
 from ipy_agent.errors import UsageError
-from ipy_agent.protocol.items import EMPTY, text, user
+from ipy_agent.protocol.items import text, user
 
 SECONDS = 20
 
 
 def said(branches, name):
-    return [text(item) for item in branches.conversation(name).items]
+    return [text(item) for item in branches.tree.said(name)]
+
+
+def say(branches, name, word, cell=None):
+    """Have a run that says a word."""
+    place = branches.place(name, cell)
+    number = len(branches.tree.runs) + 1
+    more = place.said.extend([user(word)])
+    run = Run(number=number, branch=name, cell=cell, parent=place.parent, said=more)
+    branches.add(run, place.held)
 
 
 def test_a_branch_shares_what_was_said_and_goes_its_own_way():
     """What is said on one is not said on the other; the shared part is the very same."""
     branches = Branches()
-    branches.conversation("main").add([user("one")])
-    branches.conversation("main").rest()
+    say(branches, "main", "one")
     branches.fork("idea")
-    branches.conversation("idea").add([user("two")])
+    say(branches, "idea", "two")
 
     assert branches.names == ("main", "idea")
     assert (said(branches, "main"), said(branches, "idea")) == (["one"], ["one", "two"])
-    shared = branches.conversation("idea").items.parent
-    assert shared is branches.conversation("main").items
+    assert branches.tree.said("idea").parent is branches.tree.said("main")
 
 
 def test_a_new_name_forks_where_one_stands():
     """A name that is not there yet becomes a branch of the current one; no name is that one."""
     branches = Branches()
-    branches.conversation("main").add([user("one")])
-    branches.conversation("main").rest()
+    say(branches, "main", "one")
+    branches.fork("a")
     branches.switch("a")
-    branches.conversation("a").add([user("two")])
-    branches.conversation("a").rest()
+    say(branches, "a", "two")
 
     assert branches.named("b") == "b"
     assert said(branches, "b") == ["one", "two"]
@@ -46,29 +53,31 @@ def test_a_new_name_forks_where_one_stands():
     assert branches.named("main") == "main"
 
 
-def test_a_fork_of_a_branch_in_a_run_has_what_was_said_before_it():
-    """What a run adds may be taken back, and its calls are open: nothing of it is shared."""
+def test_a_branch_that_is_not_there_cannot_be_switched_to():
+    """A typing mistake begins no branch: the error names those that are there."""
     branches = Branches()
-    main = branches.conversation("main")
-    main.add([user("one")])
-    main.rest()
-    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
-    main.add([user("two"), call])
-    branches.fork("idea")
+    with pytest.raises(UsageError, match="no branch 'mian': there are main; .*fork"):
+        branches.switch("mian")
+    assert branches.names == ("main",)
 
-    assert said(branches, "idea") == ["one"]
-    main.settle("not run")
-    main.rest()
-    branches.fork("later")
-    assert said(branches, "later") == ["one", "two", "{}", "not run"]
+
+def test_the_place_on_a_new_branch_is_the_end_of_what_it_would_fork():
+    """Looking at it begins nothing."""
+    branches = Branches()
+    say(branches, "main", "one", "a")
+    place = branches.place("idea", "b")
+
+    assert [text(item) for item in place.said] == ["one"]
+    assert branches.place("idea", "a").held.number == 1
+    assert branches.names == ("main",)
 
 
 def test_a_branch_may_begin_with_what_was_said_earlier():
     """A fork from a turn has what was said by then."""
     branches = Branches()
-    earlier = EMPTY.extend([user("one")])
-    branches.conversation("main").add([user("one"), user("two")])
-    branches.fork("idea", earlier)
+    say(branches, "main", "one")
+    say(branches, "main", "two")
+    branches.fork("idea", (1, branches.tree.runs[0].said))
 
     assert said(branches, "idea") == ["one"]
 
@@ -78,8 +87,8 @@ def test_lanes_are_named_like_their_branches():
     branches = Branches()
     branches.fork("idea.2")
 
-    assert branches.conversation("main").stream_id is None
-    assert branches.conversation("idea.2").stream_id == "idea.2"
+    assert branches.place("main").begun().stream_id is None
+    assert branches.place("idea.2").begun().stream_id == "idea.2"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +97,7 @@ def test_lanes_are_named_like_their_branches():
 def test_a_name_that_no_lane_can_have_is_refused(name):
     """The error says what a name is; nothing is made."""
     branches = Branches()
-    for act in (branches.fork, branches.switch, branches.named):
+    for act in (branches.fork, branches.place, branches.named):
         with pytest.raises(UsageError, match="no name for a branch") as failure:
             act(name)
         assert len(str(failure.value)) < 300

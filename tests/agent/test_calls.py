@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ipy_agent.agent.calls import INTERRUPTED, Worker, cut_off
+from ipy_agent.agent.approval import Allowances, Reply
+from ipy_agent.agent.calls import INTERRUPTED, NOBODY, Worker, cut_off
 from ipy_agent.agent.tools import Result, tool_of
 from ipy_agent.endpoints import Endpoint
 
@@ -45,6 +46,11 @@ def shout(text: str) -> str:
     return text.upper()
 
 
+def other() -> str:
+    """Do something else."""
+    return "done"
+
+
 TOOLS = {
     "add": tool_of(add),
     "look": tool_of(look, read_only=True),
@@ -57,7 +63,7 @@ TOOLS = {
 class Asked:
     """A user who is asked: answers as told and keeps the questions."""
 
-    def __init__(self, answer=False):
+    def __init__(self, answer=Reply.NO):
         self.questions = []
         self._answer = answer
 
@@ -68,10 +74,10 @@ class Asked:
         return self._answer
 
 
-def worker(mode="auto", answer=False, endpoint=HERE, **tools):
+def worker(mode="auto", answer=Reply.NO, endpoint=HERE, allowances=None, **tools):
     asked = Asked(answer)
     made = {name: tool_of(function, name=name) for name, function in tools.items()}
-    return Worker({**TOOLS, **made}, mode, asked, endpoint), asked
+    return Worker({**TOOLS, **made}, mode, asked, endpoint, allowances), asked
 
 
 def call(name, arguments="{}", call_id="call_1"):
@@ -114,7 +120,7 @@ def test_an_unknown_tool_is_told_which_there_are():
 
 def test_bad_arguments_are_told_before_anybody_is_asked():
     """The call fails with what is wrong with them."""
-    one, asked = worker("ask", answer=True)
+    one, asked = worker("ask", answer=Reply.YES)
 
     outcome = one.carry_out(call("add", '{"x": "2"}'))
     assert outcome.output.startswith("add: bad arguments: Expected `int`")
@@ -134,7 +140,7 @@ def test_a_tool_without_side_effects_runs_unasked(mode):
 
 def test_the_mode_read_refuses_side_effects():
     """The model is told why; nobody is asked, nothing waited for."""
-    one, asked = worker("read", answer=True)
+    one, asked = worker("read", answer=Reply.YES)
 
     outcome = one.carry_out(call("add", '{"x": 2}'))
     assert outcome.output == "not run: add has side effects and the mode is read"
@@ -145,33 +151,94 @@ def test_the_mode_read_refuses_side_effects():
 
 def test_a_yes_runs_the_call_and_its_wait_is_measured():
     """The time of the question is not the tool's."""
-    one, asked = worker("ask", answer=True)
+    one, asked = worker("ask", answer=Reply.YES)
 
     outcome = one.carry_out(call("add", '{"x": 2}'))
     row = outcome.ended
     assert outcome.output == "3"
-    assert asked.questions == ["add(x=2, y=1)\n\nRun add? [y/N] "]
+    assert [question.code for question in asked.questions] == ["add(x=2, y=1)"]
     assert (row.approval, row.status) == ("yes", "completed")
     assert row.approval_ms >= 0
     assert row.duration_ms >= 0
 
 
-def test_a_no_is_told_and_its_wait_is_measured():
-    """The tool did not run: it has no duration."""
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Reply.NO, "not run: the user said no"),
+        (Reply.NOBODY, NOBODY),
+        (None, "not run: the user said no"),
+        (False, "not run: the user said no"),
+    ],
+)
+def test_a_no_is_told_and_its_wait_is_measured(answer, told):
+    """The tool did not run: it has no duration. A reply that is none is a no as well."""
     ran = []
 
     def act():
         """Act."""
         ran.append(1)
 
-    one, _ = worker("ask", answer=False, act=act)
+    one, _ = worker("ask", answer=answer, act=act)
 
     outcome = one.carry_out(call("act"))
-    assert outcome.output == "not run: the user said no"
+    assert outcome.output == told
     assert (outcome.ended.approval, outcome.ended.status) == ("no", "refused")
     assert outcome.ended.approval_ms >= 0
     assert outcome.ended.duration_ms is None
     assert ran == []
+
+
+def test_a_tool_that_the_user_allows_at_the_question_is_not_asked_about_again():
+    """The first call is a yes, the next is allowed, and another tool is asked about."""
+    allowances = Allowances()
+    one, asked = worker("ask", answer=Reply.ALWAYS, allowances=allowances, other=other)
+
+    first = one.carry_out(call("add", '{"x": 1}'))
+    second = one.carry_out(call("add", '{"x": 2}'))
+    assert [first.output, second.output] == ["2", "3"]
+    assert [first.ended.approval, second.ended.approval] == ["yes", "allowed"]
+    assert second.ended.approval_ms is None
+    assert list(allowances) == [("add", "session")]
+    one.carry_out(call("other"))
+    assert [question.tool for question in asked.questions] == ["add", "other"]
+
+
+def test_an_allowance_for_once_is_used_by_a_call_that_runs():
+    """A call that cannot run does not use it up; the second that can is asked about."""
+    allowances = Allowances()
+    allowances.allow("add", once=True)
+    one, asked = worker("ask", allowances=allowances)
+
+    bad, first, second = (
+        one.carry_out(call("add", said)) for said in ('{"x": "a"}', '{"x": 1}', '{"x": 2}')
+    )
+    assert bad.ended.approval == "none"
+    assert (first.output, first.ended.approval) == ("2", "allowed")
+    assert (second.output, second.ended.approval) == ("not run: the user said no", "no")
+    assert len(asked.questions) == 1
+
+
+def test_mode_read_runs_nothing_with_side_effects_whatever_was_allowed():
+    """An allowance answers a question, and in that mode there is none."""
+    allowances = Allowances()
+    allowances.allow("add", once=True)
+    one, asked = worker("read", answer=Reply.YES, allowances=allowances)
+
+    outcome = one.carry_out(call("add", '{"x": 1}'))
+    assert outcome.output == "not run: add has side effects and the mode is read"
+    assert list(allowances) == [("add", "once")]
+    assert asked.questions == []
+
+
+def test_mode_auto_uses_no_allowance_up():
+    """Nobody would have been asked: the record says auto."""
+    allowances = Allowances()
+    allowances.allow("add", once=True)
+    one, _ = worker("auto", allowances=allowances)
+
+    assert one.carry_out(call("add", '{"x": 1}')).ended.approval == "auto"
+    assert list(allowances) == [("add", "once")]
 
 
 def test_an_interrupt_at_the_question_is_a_no_and_ends_the_run():
@@ -264,10 +331,10 @@ def test_a_value_whose_repr_fails_is_an_output_all_the_same():
         """Act."""
         return {1j: it}
 
-    one, asked = worker("ask", answer=True, act=act)
+    one, asked = worker("ask", answer=Reply.YES, act=act)
 
     outcome = one.carry_out(call("act", '{"it": {"x": 1}}'))
-    assert "whose repr failed" in asked.questions[0]
+    assert "whose repr failed" in asked.questions[0].code
     assert outcome.output == "<dict whose repr failed: RuntimeError>"
     assert outcome.ended.status == "completed"
 
@@ -302,7 +369,7 @@ def test_a_call_made_twice_in_a_row_gets_a_hint_where_the_endpoint_asks_for_it()
         ran.append(x)
         return "done"
 
-    one, asked = worker("ask", True, dataclasses.replace(HERE, hint_repeats=True), act=act)
+    one, asked = worker("ask", Reply.YES, dataclasses.replace(HERE, hint_repeats=True), act=act)
 
     outcomes = [
         one.carry_out(call("act", arguments)) for arguments in ("{}", "{}", "{}", '{"x": 1}', "{}")
@@ -333,18 +400,18 @@ def with_shout(mode="auto", answer=False, **options):
 @pytest.mark.parametrize("said", ["a\nb", "", '{"text": "x"}', "3"])
 def test_a_custom_tool_runs_with_the_text_of_its_call(said):
     """The text is what it is called with, what is asked about, and what is recorded."""
-    one, asked = with_shout("ask", answer=True)
+    one, asked = with_shout("ask", answer=Reply.YES)
 
     outcome = one.carry_out(custom("shout", said))
     assert outcome.output == said.upper()
     assert outcome.ended.arguments == said
     assert outcome.ended.status == "completed"
-    assert asked.questions == [f"{said}\n\nRun shout? [y/N] "]
+    assert [question.code for question in asked.questions] == [said]
 
 
 def test_a_custom_tool_that_is_called_with_json_is_not_run():
     """The model is told how to call it."""
-    one, asked = with_shout("ask", answer=True)
+    one, asked = with_shout("ask", answer=Reply.YES)
 
     outcome = one.carry_out(call("shout", '{"text": "x"}'))
     assert "shout takes a plain text" in outcome.output

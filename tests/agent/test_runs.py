@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from ipy_agent.agent.approval import Reply
 from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import Conversation
 from ipy_agent.agent.loop import Ask, answer
@@ -30,7 +31,7 @@ SECONDS = 20
 class Watching(Quiet):
     """Keeps what it is shown; stops the run at the first event that it waits for."""
 
-    def __init__(self, at=lambda _: False, answer=False, when_idle=None):
+    def __init__(self, at=lambda _: False, answer=Reply.NO, when_idle=None):
         self.shown = []
         self.threads = set()
         self.questions = []

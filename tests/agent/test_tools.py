@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import enum
 import functools
@@ -16,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ipy_agent
+from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.tools import TOOLS, BadArguments, Result, bounded, offered, result_of, tool_of
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import ToolError
 
 
@@ -266,9 +269,6 @@ def untold():  # noqa: C901 (a list)
     def no_docstring(x: int):
         return x
 
-    async def coroutine(x: int):
-        """A tool."""
-
     async def stream(x: int):
         """A tool."""
         yield x
@@ -333,6 +333,78 @@ def test_a_function_defined_again_replaces_itself(registry):
     assert registry["price"].description == "The second."
     assert list(registry["price"].parameters["properties"]) == ["ticker", "day"]
     assert list(registry).count("price") == 1
+
+
+def test_a_coroutine_function_is_a_tool_like_any_other(registry):
+    """Its schema is its signature's, and it stays what it was for whoever awaits it."""
+
+    @ipy_agent.tool(read_only=True)
+    async def price(ticker: str) -> float:
+        """Return the price."""
+        return 3.0 + len(ticker)
+
+    made = registry["price"]
+    assert list(made.parameters["properties"]) == ["ticker"]
+    assert (made.description, made.read_only) == ("Return the price.", True)
+    assert asyncio.run(price("X")) == 4.0
+
+
+def awaiting(function):
+    """Return the outcome of one call of a tool, by a worker."""
+    made = tool_of(function, name="look", description="Look.")
+    endpoint = Endpoint(name="here", url="http://127.0.0.1:1/v1")
+    called = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+    return Worker({"look": made}, "auto", lambda _: True, endpoint).carry_out(called).ended
+
+
+def test_what_a_tool_awaits_is_awaited():
+    """A coroutine's value is the output, also of an ordinary function that returns a coroutine."""
+
+    async def look():
+        await asyncio.sleep(0)
+        return {"a": 1}
+
+    def wrapper():
+        return look()
+
+    for function in (look, wrapper):
+        ended = awaiting(function)
+        assert (ended.output, ended.status) == ('{"a":1}', "completed")
+        assert ended.duration_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "output", "status"),
+    [
+        (KeyError("x"), "KeyError: 'x'", "failed"),
+        (asyncio.CancelledError("gone"), "CancelledError: gone", "failed"),
+        (SystemExit(3), "SystemExit: 3", "failed"),
+        (KeyboardInterrupt(), "interrupted by the user; side effects unknown", "interrupted"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_an_async_tool_raises_is_told_to_the_model(error, output, status):
+    """As what any tool raises; only an interrupt is more."""
+
+    async def look():
+        await asyncio.sleep(0)
+        raise error
+
+    ended = awaiting(look)
+    assert (ended.output, ended.status) == (output, status)
+
+
+def test_what_can_be_awaited_but_is_no_coroutine_is_a_value():
+    """A future of dask, say, is not for asyncio."""
+
+    class Future:
+        def __await__(self):
+            raise AssertionError
+
+        def __repr__(self):
+            return "<future>"
+
+    assert awaiting(Future).output == "<future>"
 
 
 def test_a_custom_tool_is_called_with_a_text(registry):

@@ -1,9 +1,11 @@
-"""JupyterLab with its kernel, and a Chromium that looks at it."""
+"""Jupyter with its kernels, and a Chromium that looks at them in JupyterLab and Notebook 7."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,40 +14,131 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+import nbformat
 import pytest
+from playwright.sync_api import TimeoutError
 
-SECONDS = 90
+SECONDS = 40
 TOKEN = "a-token-for-tests"
-ARTEFACTS = Path(__file__).parents[2] / "artefacts"
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PLACES = {"lab": "lab/tree", "notebook": "notebooks"}
+THEMES = "@jupyterlab/apputils-extension"
 
 
-class Lab(NamedTuple):
-    """A running JupyterLab: its address, and the folder that it shows."""
+class Jupyter:
+    """A running server, which shows a folder in both front ends."""
 
-    url: str
-    root: Path
+    def __init__(self, url: str, root: Path, settings: Path) -> None:
+        self.url = url
+        self.root = root
+        self._settings = settings / THEMES
 
-    def tree(self, name: str) -> str:
-        """Return the address at which a file is open."""
-        return f"{self.url}lab/tree/{name}?token={TOKEN}"
+    def place(self, app: str, name: str) -> str:
+        """Return the address at which a front end opens a notebook."""
+        return f"{self.url}{PLACES[app]}/{name}?reset&token={TOKEN}"
+
+    def write(self, name: str, *cells: str) -> nbformat.NotebookNode:
+        """Write a notebook with these cells, and return it."""
+        code = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        notebook = nbformat.v4.new_notebook(cells=code)
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, self.root / name)
+        return notebook
+
+    def saved(self, name: str) -> nbformat.NotebookNode:
+        """Return a notebook as it is on disk."""
+        return nbformat.read(self.root / name, as_version=4)
+
+    @contextlib.contextmanager
+    def theme(self, name: str) -> Iterator[None]:
+        """Within this context pages that are opened have a theme."""
+        file = self._settings / "themes.jupyterlab-settings"
+        file.write_text(json.dumps({"theme": f"JupyterLab {name}"}), "utf-8")
+        try:
+            yield
+        finally:
+            file.unlink()
+
+
+class Notebook:
+    """A notebook that is open in a page, and the ways of a user with it."""
+
+    def __init__(self, page, jupyter: Jupyter, app: str, name: str) -> None:
+        self.page = page
+        self.app = app
+        self.name = name
+        page.goto(jupyter.place(app, name))
+        self.ready()
+
+    def ready(self) -> None:
+        """Wait until the kernel is idle."""
+        self.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
+        if self.app == "lab":  # which shows an indicator before there is a kernel
+            self.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+
+    def cell(self, number: int):
+        """Return a cell; the first one is 0."""
+        return self.page.locator(".jp-CodeCell").nth(number)
+
+    def outputs(self, number: int):
+        """Return all that a cell shows."""
+        return self.cell(number).locator(".jp-Cell-outputArea")
+
+    def start(self, number: int):
+        """Run a cell, without waiting for its end; return it.
+
+        What is asked of a page that is still setting itself up is lost, and asked again.
+        """
+        before = self.prompt(number)
+        asked = self.cell(number).locator(".jp-InputPrompt").filter(has_not_text=before)
+        for _ in range(5):
+            self.cell(number).locator(".cm-content").click()
+            self.page.keyboard.press("Control+Enter")
+            with contextlib.suppress(TimeoutError):
+                asked.wait_for(timeout=2_000)
+                break
+        return self.cell(number)
+
+    def prompt(self, number: int) -> str:
+        """Return what stands beside a cell: `[*]:` while it runs."""
+        return self.cell(number).locator(".jp-InputPrompt").inner_text().strip()
+
+    def finish(self, number: int) -> None:
+        """Wait until a cell that was started has ended."""
+        ended = re.compile(r"\[\d+\]:")
+        self.cell(number).locator(".jp-InputPrompt", has_text=ended).wait_for()
+
+    def run(self, number: int) -> str:
+        """Run a cell to its end, and return the text that it shows."""
+        self.start(number)
+        self.finish(number)
+        self.ready()
+        return self.text(number)
+
+    def text(self, number: int) -> str:
+        """Return the text that a cell shows."""
+        return "\n".join(self.outputs(number).locator(".jp-OutputArea-output").all_inner_texts())
+
+    def save(self) -> None:
+        """Save the notebook."""
+        with self.page.expect_response(lambda response: response.request.method == "PUT"):
+            self.page.keyboard.press("Control+s")
 
 
 @pytest.fixture
-def shot(page):
-    """Keep a picture of the page among the artefacts."""
+def shot(page, tmp_path: Path):
+    """Keep a picture of the page, in the folder of `IPY_AGENT_SHOTS` if that is set."""
+    folder = Path(os.environ.get("IPY_AGENT_SHOTS") or tmp_path)
 
     def take(name: str) -> None:
-        ARTEFACTS.mkdir(exist_ok=True)
-        page.screenshot(path=ARTEFACTS / f"{name}.png")
+        folder.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=folder / f"{name}.png")
 
     return take
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium():
     """A headless Chromium of the system; its event loop must not outlive these tests."""
     if CHROMIUM is None:
@@ -73,63 +166,85 @@ def chromium():
 def page(chromium):
     """A page of its own, as wide as a laptop's screen."""
     context = chromium.new_context(viewport={"width": 1280, "height": 1000})
-    context.set_default_timeout(SECONDS * 1000)
+    context.set_default_timeout(15_000)
     yield context.new_page()
     context.close()
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The scripted server, slow enough to look on; the value is its base URL."""
-    file = tmp_path / "script.json"
-    file.write_text(json.dumps(SCRIPT), "utf-8")
-    command = [sys.executable, "-m", "ipy_agent", "serve", "--engine", "scripted"]
-    process = subprocess.Popen(
-        [*command, "--script", str(file)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "IPY_AGENT_SERVER_TOKEN": TOKEN},
-    )
-    yield process.stdout.readline().split()[-1]
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(SECONDS) == 0
-    process.stdout.close()
+def serve(tmp_path: Path):
+    """Return a function that serves a script, and returns its base URL."""
+    started = []
+
+    def start(script) -> str:
+        file = tmp_path / f"script-{len(started)}.json"
+        file.write_text(json.dumps(script), "utf-8")
+        command = [sys.executable, "-m", "ipy_agent", "serve", "--engine", "scripted"]
+        process = subprocess.Popen(
+            [*command, "--script", str(file)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "IPY_AGENT_SERVER_TOKEN": TOKEN},
+        )
+        started.append(process)
+        return process.stdout.readline().split()[-1]
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+        process.stdout.close()
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    """A JupyterLab in a folder of its own."""
-    root = tmp_path / "notebooks"
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
+    """A Jupyter server in a folder of its own."""
+    home = tmp_path_factory.mktemp("jupyter")
+    root, settings = home / "notebooks", home / "settings"
     root.mkdir()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.endswith("API_KEY")},
         "TEST_TOKEN": TOKEN,
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
-        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
     }
-    silent = tmp_path / "settings" / "@jupyterlab" / "apputils-extension"
-    silent.mkdir(parents=True)
+    (settings / THEMES).mkdir(parents=True)
     news = {"fetchNews": "false", "checkForUpdates": False}
-    (silent / "notification.jupyterlab-settings").write_text(json.dumps(news), "utf-8")
-    log = (tmp_path / "lab.log").open("wb")
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
+    (settings / THEMES / "notification.jupyterlab-settings").write_text(json.dumps(news), "utf-8")
+    command = [sys.executable, "-m", "jupyter", "notebook", "--no-browser", "--allow-root"]
     command += [
         "--ServerApp.ip=127.0.0.1",
         "--ServerApp.port=0",
         f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={root}",
     ]
-    command += [f"--ServerApp.root_dir={root}"]
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        yield Lab(_address(process, tmp_path / "runtime"), root)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGTERM)
-        process.wait(SECONDS)
-        log.close()
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        try:
+            yield Jupyter(_address(process, home / "runtime"), root, settings)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+            process.wait(SECONDS)
+
+
+@pytest.fixture
+def notebook(page, jupyter, serve, request):
+    """Return a function that opens a notebook whose first cell connects to a script's server."""
+
+    def show(app: str, script, *cells: str) -> Notebook:
+        name = f"{request.node.originalname.removeprefix('test_')[:40]}-{app}.ipynb"
+        connect = f"%load_ext ipy_agent\n%agent connect {serve(script)} --key-env TEST_TOKEN"
+        jupyter.write(name, connect, *cells)
+        opened = Notebook(page, jupyter, app, name)
+        opened.run(0)
+        return opened
+
+    return show
 
 
 def _address(process: subprocess.Popen[bytes], runtime: Path) -> str:
@@ -141,27 +256,6 @@ def _address(process: subprocess.Popen[bytes], runtime: Path) -> str:
             url = json.loads(file.read_text("utf-8"))["url"]
             with urllib.request.urlopen(f"{url}api?token={TOKEN}", timeout=SECONDS):
                 return url
-        assert process.poll() is None, "jupyter lab ended before it was ready"
+        assert process.poll() is None, "jupyter ended before it was ready"
         waiting.wait(0.1)
-    raise AssertionError("jupyter lab did not start")
-
-
-SCRIPT = [
-    *(
-        {
-            "tool_calls": [{"name": "python", "arguments": {"code": code}}],
-            "delay_ms": 700,
-        }
-        for code in (
-            "import pandas as pd\nmasses = pd.Series([3750, 3800, 3250, 4675], name='body_mass_g')",
-            "masses.describe()",
-            "import time\ntime.sleep(0.4)\nheavy = masses[masses > 3500]\nheavy.mean()",
-        )
-    ),
-    {
-        "text": "The three heavy ones weigh **4,075 g** on average.\n\n"
-        "| measure | g |\n|---|---|\n| mean | 4,075 |\n| heaviest | 4,675 |\n",
-        "chunk_chars": 4,
-        "delay_ms": 40,
-    },
-]
+    raise AssertionError("jupyter did not start")

@@ -61,7 +61,7 @@ def same_names(value, known):
 
 def items(session, branch):
     """Return the conversation as it would be sent, with names that compare."""
-    return same_names(session._branches.conversation(branch).items.since(0), {})
+    return same_names(session._branches.tree.said(branch).since(0), {})
 
 
 @pytest.mark.parametrize("store", [False, True])

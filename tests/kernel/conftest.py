@@ -73,11 +73,16 @@ class Kernel:
         self,
         code: str,
         *,
-        answer: str | None = None,
+        answer: str | Callable[[], str | None] | None = None,
+        cell_id: str | None = None,
         when: Callable[[Cell], bool] | None = None,
         do: Callable[[], object] | None = None,
     ) -> Cell:
-        """Run a cell to its end; once `when` holds of what it shows, `do` something."""
+        """Run a cell to its end; once `when` holds of what it shows, `do` something.
+
+        A question is answered with `answer`, or what that returns; without one there is no stdin.
+        With `cell_id` it is sent as front ends send the cells of a notebook.
+        """
         cell, done = Cell(), threading.Event()
 
         def shown(message: dict[str, Any]) -> None:
@@ -88,8 +93,11 @@ class Kernel:
 
         def asked(message: dict[str, Any]) -> None:
             cell.outputs.append({"type": "question", "text": message["content"]["prompt"]})
-            self.client.input(answer)
+            said = answer() if callable(answer) else answer
+            if said is not None:
+                self.client.input(said)
 
+        self.client.session.metadata = {} if cell_id is None else {"cellId": cell_id}
         reply = self.client.execute_interactive(
             code,
             allow_stdin=answer is not None,

@@ -49,7 +49,9 @@ def test_an_answer_streams_into_one_display_that_ends_static(kernel, serve):
     assert cell.updates >= 2
     answer, table = cell.displays
     assert "one two three four" in answer["text/html"]
-    assert answer["text/plain"].strip() == "one two three four"
+    said, footer = answer["text/plain"].split("\n\n")
+    assert said == "one two three four"
+    assert footer.startswith("[turn ")
     assert "<table" in table["text/html"]
     assert "text/plain" in table
     assert not any("widget" in kind for data in cell.displays for kind in data)

@@ -11,6 +11,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
+from ipy_agent.agent.approval import Question
 from ipy_agent.agent.tools import TOOLS, tool_of
 from ipy_agent.errors import Interrupted
 from ipy_agent.notebook.answer import CellFront
@@ -256,7 +257,7 @@ def test_a_front_says_whose_an_interrupt_is(front, shell, monkeypatch, handler):
             with pytest.raises(KeyboardInterrupt), shown.working():
                 press()
             with pytest.raises(KeyboardInterrupt):
-                shown.approve("Run it? ")
+                shown.approve(Question("it", "it()", "python"))
             press()
         shown.close()
 

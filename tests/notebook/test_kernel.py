@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import textwrap
 import threading
 
 import pytest
+from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
@@ -19,6 +22,7 @@ def only_shell():
     quiet.HistoryManager.enabled = False
     yield InteractiveShell.instance(config=quiet)
     InteractiveShell.clear_instance()
+    get_asyncio_loop().close()
 
 
 @pytest.fixture
@@ -77,6 +81,68 @@ def test_an_interrupt_passes_through(tools):
     """IPython swallows a KeyboardInterrupt in a cell; the run has to see it."""
     with pytest.raises(KeyboardInterrupt):
         tools["python"](code="raise KeyboardInterrupt")
+
+
+def test_code_may_await_on_the_loop_of_the_shell(shell, tools):
+    """Where no loop is running, what a cell made on the shell's loop is there for a call."""
+    before = asyncio.run
+    shell.run_cell("import asyncio\nasync def give(queue): await queue.put(5)")
+    shell.run_cell("q = asyncio.Queue()\nt = asyncio.create_task(q.get())\nawait asyncio.sleep(0)")
+
+    result = tools["python"](code="await give(q)\nprint('given')\ngot = await t\ngot + 1")
+
+    assert result == Result("given\n6\ngot: int 5")
+    assert asyncio.run is before
+
+
+def test_the_shell_awaits_as_before_once_code_ran(shell, tools):
+    """The shell's own runner is back, and one that the code chose stays."""
+    before = shell.loop_runner
+
+    tools["python"](code="import asyncio; await asyncio.sleep(0)")
+    assert shell.loop_runner is before
+
+    tools["python"](code="%autoawait sync")
+    chosen = shell.loop_runner
+    assert str(chosen) != "asyncio"
+    assert tools["python"](code="import asyncio; await asyncio.sleep(0)").failed
+    assert shell.loop_runner is chosen
+    shell.run_line_magic("autoawait", "asyncio")
+
+
+def test_an_interrupt_of_awaited_code_passes_through(shell, tools):
+    """What it awaits is cancelled, and the run sees the interrupt."""
+    code = """
+        import asyncio, signal
+        cancelled = []
+        async def wait():
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+        await wait()
+    """
+
+    with pytest.raises(KeyboardInterrupt):
+        tools["python"](code=textwrap.dedent(code))
+
+    assert shell.user_ns["cancelled"] == [True]
+    assert asyncio.all_tasks(get_asyncio_loop()) == set()
+
+
+def test_await_on_another_thread_is_one_line(tools):
+    """The shell's loop is the main thread's."""
+    results = []
+    code = "import asyncio; await asyncio.sleep(0)"
+    thread = threading.Thread(target=lambda: results.append(tools["python"](code=code)))
+    thread.start()
+    thread.join(20)
+
+    assert results[0].failed
+    assert results[0].text.startswith("ToolError: await needs the notebook's loop")
+    assert len(results[0].text.splitlines()) == 1
 
 
 def test_silence_says_so(tools):

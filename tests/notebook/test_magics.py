@@ -28,7 +28,7 @@ from ipy_agent.settings import CONFIGURED, SETTINGS, Settings
 from ipy_agent.transport.scripted import ScriptedTransport
 from ipy_agent.transport.websocket import WebSocketTransport
 
-HERE = Endpoint.named("http://127.0.0.1:9/v1")
+HERE = dataclasses.replace(Endpoint.named("http://127.0.0.1:9/v1"), context="off")
 SEEING = dataclasses.replace(HERE, images=True)
 WRONG = {
     "endpoint": "nowhere",
@@ -44,8 +44,16 @@ WRONG = {
     "max_output_tokens": 0,
     "parallel_tool_calls": "no",
     "compact_tokens": 0,
+    "context": "all",
+    "replay": "no",
     "budget_turns": 0,
     "budget_seconds": -1.0,
+    "session_usd": 0,
+    "session_tokens": 0,
+    "session_seconds": 0,
+    "session_turns": 0,
+    "budget_usd": -1.0,
+    "budget_tokens": 0,
 }
 RIGHT = {
     "endpoint": "http://127.0.0.1:10/v1",
@@ -61,8 +69,16 @@ RIGHT = {
     "max_output_tokens": 400,
     "parallel_tool_calls": False,
     "compact_tokens": 5_000,
+    "context": "names",
+    "replay": True,
     "budget_turns": 3,
     "budget_seconds": 60.5,
+    "session_usd": 5.0,
+    "session_tokens": 90_000,
+    "session_seconds": 600.0,
+    "session_turns": 30,
+    "budget_usd": 0.5,
+    "budget_tokens": 9_000,
 }
 
 
@@ -174,7 +190,7 @@ def test_unset_traits_leave_the_defaults():
     """Loading sets nothing."""
     assert CONFIGURED == {}
     assert sessions.session().settings == Settings()
-    assert sessions.session().endpoint == HERE
+    assert sessions.session().endpoint == Endpoint.named(HERE.url)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -481,7 +497,9 @@ def test_an_answer_in_a_shape_is_shown_as_json(loaded, script, ask, monkeypatch)
     final = {shown["transient"]["display_id"]: shown["data"] for shown in screen.outputs}
     answer = next(iter(final.values()))
     assert "<summary>json</summary>" in answer["text/html"]
-    assert answer["text/plain"] == '{\n  "name": "Dream",\n  "birds": 124\n}'
+    said, footer = answer["text/plain"].split("\n\n")
+    assert said == '{\n  "name": "Dream",\n  "birds": 124\n}'
+    assert footer.startswith("[turn 1 · ")
     assert set(loaded.user_ns) == before
 
 
@@ -617,12 +635,14 @@ def test_a_cell_that_never_ran_shows_only_its_error(loaded, script, ask, monkeyp
 
 
 def test_in_a_terminal_a_cell_is_printed(script, ask, capsys):
-    """Without a kernel the answer is plain text."""
+    """Without a kernel the answer is plain text, and so is what the turn took."""
     script({"text": "It is **42**.", "chunk_chars": 3})
 
     ask("")
 
-    assert capsys.readouterr().out == "It is **42**.\n"
+    said, footer, end = capsys.readouterr().out.split("\n")
+    assert (said, end) == ("It is **42**.", "")
+    assert footer.startswith("[turn 1 · ")
 
 
 # variables that are handed over
@@ -635,8 +655,11 @@ def test_variables_are_handed_over_by_name(loaded, script, ask):
 
     ask("", "Compare $`n` with $`frame`, then $`n` and $`ñ`.\n")
 
-    *previews, asked = prompt(transport).split("\n\n")
-    assert previews == ["n: int 3", "frame: DataFrame 2×1\n  a: int64; 1 to 2", "ñ: int 5"]
+    number, frame, head, other, asked = prompt(transport).split("\n\n")
+    assert (number, other) == ("n: int 3", "ñ: int 5")
+    assert frame.startswith("frame: DataFrame 2×1\n")
+    assert "  a: int64; 1 to 2" in frame
+    assert head == "   a\n0  1\n1  2"
     assert asked == "Compare `n` with `frame`, then `n` and `ñ`."
 
 
@@ -820,16 +843,22 @@ def test_a_branch_is_the_cells_or_the_sessions(script, ask, tell, capsys):
     capsys.readouterr()
 
     tell("branch")
-    assert capsys.readouterr().out == "* main\n  idea\n"
+    assert capsys.readouterr().out == "  1 one  <- main *\n  2 two  <- idea\n"
     assert tell("branch idea") is None
     tell("branch")
 
-    assert capsys.readouterr().out == "  main\n* idea\n"
+    assert capsys.readouterr().out == "  1 one  <- main\n  2 two  <- idea *\n"
     assert sessions.session().branch == "idea"
 
 
-@pytest.mark.parametrize("at", ["", " --at 1"])
-def test_a_fork_is_a_branch_that_begins_at_a_turn(at, script, ask, tell, capsys):
+@pytest.mark.parametrize(
+    ("at", "tree"),
+    [
+        ("", "  1 one\n  2 two  <- main *  <- idea\n"),
+        (" --at 1", "  1 one  <- idea\n  2 two  <- main *\n"),
+    ],
+)
+def test_a_fork_is_a_branch_that_begins_at_a_turn(at, tree, script, ask, tell, capsys):
     """`%agent fork` says how to go on there, and goes nowhere itself."""
     script({"text": "a"}, {"text": "b"})
     ask("", "one")
@@ -841,7 +870,7 @@ def test_a_fork_is_a_branch_that_begins_at_a_turn(at, script, ask, tell, capsys)
     tell("branch")
 
     assert "%agent branch idea" in told
-    assert capsys.readouterr().out == "* main\n  idea\n"
+    assert capsys.readouterr().out == tree
 
 
 def test_compacting_is_told_in_a_line(tell, capsys, monkeypatch, served):

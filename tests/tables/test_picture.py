@@ -5,13 +5,17 @@ from __future__ import annotations
 import html.parser
 import math
 import re
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ipy_agent.tables.lines import COLUMNS, Line, Totals, count, rate, size
-from ipy_agent.tables.picture import summary, turns_html, turns_text
+from ipy_agent.records import CellRecord, ToolRecord
+from ipy_agent.tables import picture
+from ipy_agent.tables.columns import COLUMNS, count, rate, size
+from ipy_agent.tables.lines import CallLine, CallTotals, Line, Totals
+from ipy_agent.tables.picture import LIVE, summary, turns_html, turns_text
 
 SECTIONS = {"table", "colgroup", "thead", "tbody", "tfoot"}
 DASH = "\N{EN DASH}"
@@ -92,7 +96,7 @@ def test_a_line_says_what_happened(turn):
 
     assert line[:5] == ["7", "12,296", "30", "2,050", "120"]
     assert line[5:9] == ["1", "12", "1.5 kB", "6.0 kB"]
-    assert line[9:] == ["1,000", "40.0%", "10", "completed"]
+    assert line[9:] == ["1,000", "40.0%", "10", "ok"]
 
 
 def test_what_did_not_happen_is_a_dash(turn):
@@ -146,6 +150,7 @@ def test_totals_are_sums_of_what_is_known(turn):
         hit_rate=3_000 / 4_000,
         output_tokens=30,
         status="3 of 4",
+        turns=4,
     )
 
 
@@ -224,7 +229,7 @@ def test_bars_are_shares_of_the_longest_turn(turn):
     """The longest turn fills its bar, the others are in proportion to it."""
     rows = [turn(1, latency_ms=300.0, tool_ms=200.0), turn(2, latency_ms=125.0, connect_ms=75.0)]
     page = turns_html([Line.of(row) for row in rows], totals_of(rows))
-    _, first, second, _ = page.split("<tr><th>")
+    _, first, second, _ = page.split("<tr><th scope=row>")
 
     assert "(90deg,#38d 0 60%,#e90 0 100%,#8883 0)" in first
     assert "(90deg,#38d 0 10%,#999 0 25%,#8883 0)" in second
@@ -239,7 +244,118 @@ def test_room_is_kept_by_leaving_out_the_earliest(turn):
     shown = len(Table(page).rows) - 3
     assert 0 < shown < 20
     assert f"the last {shown} shown" in page
-    assert "<th>100<" in page
+    assert "<th scope=row>100<" in page
     assert len(page.encode()) <= 5_000
     assert len(Table(turns_html(lines, totals)).rows) == 103
     assert math.isclose(totals.line.model_ms, 100_025.0)
+
+
+# live
+
+
+def test_a_live_table_says_what_the_static_one_says(turn):
+    """Only the looks differ: the cells, the headings and the caption are the same."""
+    rows = [turn(1, connect_ms=40.0, cached_tokens=0), turn(2, tool_ms=1_300.0), turn(3)]
+    shown = picture.turns([Line.of(row) for row in rows], totals_of(rows))
+    static, live = Table(shown.html()), Table(shown.html(live=True))
+
+    assert live.rows == static.rows
+    assert live.caption == static.caption
+    assert live.tags == static.tags
+
+
+def test_fifty_live_turns_fit_into_a_refresh(turn):
+    """Fifty turns with long numbers, and the totals of a thousand, take at most 8,192 bytes."""
+    long = {"input_tokens": 123_456, "cached_tokens": 119_876, "output_tokens": 1_234}
+    long |= {"latency_ms": 12_345.6, "sent_bytes": 12_345, "full_bytes": 523_456, "held_items": 120}
+    rows = [turn(number, **long) for number in range(1, 1_001)]
+    shown = picture.turns([Line.of(row) for row in rows[-50:]], totals_of(rows))
+    page = shown.html(8_192, live=True)
+
+    assert len(page.encode()) <= 8_192
+    assert len(Table(page).rows) == 2 + 50 + 1
+
+
+def test_a_live_bar_ends_where_the_static_one_does(turn):
+    """The style sheet is given where each part ends; one that is not there is left out."""
+    rows = [turn(1, latency_ms=300.0, tool_ms=200.0), turn(2, latency_ms=125.0, connect_ms=75.0)]
+    page = picture.turns([Line.of(row) for row in rows], totals_of(rows)).html(live=True)
+    _, first, second, _ = page.split("<tr style=")
+
+    assert first.startswith("--a:60;--b:100;--h:40>")
+    assert second.startswith("--a:10;--c:25;--h:40>")
+    assert all(f"var(--{name}" in LIVE for name in "abch")
+
+
+def test_what_failed_is_marked_in_a_live_table(turn):
+    """By its word, and for the style sheet by a class."""
+    rows = [turn(1, status="failed"), turn(2, status="running")]
+    page = picture.turns([Line.of(row) for row in rows], Totals()).html(live=True)
+
+    assert page.count(" class=bad") == 1
+    assert "<td>failed<" in page
+
+
+# cell runs and tool calls
+
+
+def cell(number, **changes):
+    told = {"branch": "main", "endpoint": "openai", "prompt": "How?", "status": "completed"}
+    started_at = datetime(2026, 11, 22, tzinfo=UTC)
+    return CellRecord(cell=number, started_at=started_at, **(told | changes))
+
+
+def call(name="python", **changes):
+    told = {"turn": 1, "call_id": "c", "name": name, "arguments": "{}", "output": "42"}
+    told |= {"duration_ms": 12.4, "approval": "auto", "status": "completed"}
+    return ToolRecord(started_at=datetime(2026, 11, 22, tzinfo=UTC), **(told | changes))
+
+
+def test_a_cell_run_is_the_sum_of_its_turns(turn):
+    """With the beginning of its prompt, and what became of what it said."""
+    totals = totals_of([turn(1), turn(2, tool_ms=5.0)])
+    run = cell(3, prompt="Why <b>\n" + "so " * 40, standing="stale")
+    shown = picture.cells([totals.of(run)], totals, 9)
+    _, _, row, sums = Table(shown.html()).rows
+
+    assert row[0] == "3"
+    assert row[1].startswith("Why <b> so so")
+    assert len(row[1]) == 40
+    assert row[2] == "2"
+    assert row[-1] == "ok, stale"
+    assert sums[:3] == ["all", DASH, "2"]
+    assert shown.text().startswith("9 cell runs, the last 1 shown · 40.0% of the input tokens")
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_prompt_is_a_text(live, turn):
+    """Nothing in it becomes an element, or turns the text round."""
+    totals = totals_of([turn(1)])
+    page = picture.cells([totals.of(cell(1, prompt="<img src=x>\u202e"))], totals, 1).html(
+        live=live
+    )
+
+    assert "<img" not in page
+    assert "\u202e" not in page
+
+
+def test_a_tool_call_says_how_it_ended():
+    """Its time, how much it said, who let it run; below them the sums."""
+    totals = CallTotals()
+    rows = [call(), call("price", turn=2, status="refused", approval="no", duration_ms=None)]
+    for row in rows:
+        totals.add(row)
+    shown = picture.calls([CallLine.of(row) for row in rows], totals)
+
+    assert [re.split(r" {2,}", line.strip()) for line in shown.text().splitlines()] == [
+        ["2 tool calls · 12 ms in tools"],
+        [""],
+        ["turn", "tool", "ms", "characters", "approval", "status"],
+        ["1", "python", "12", "2", "auto", "ok"],
+        ["2", "price", DASH, "2", "no", "refused"],
+        ["all", DASH, "12", "4", "1 of 2"],
+    ]
+    assert [row[:2] + row[3:] for row in Table(shown.html()).rows[1:3]] == [
+        ["1", "python", "12", "2", "auto", "ok"],
+        ["2", "price", DASH, "2", "no", "refused"],
+    ]

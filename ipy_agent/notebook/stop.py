@@ -1,0 +1,81 @@
+"""The way from a click to the end of a run: what the kernel's interrupt does, from any thread.
+
+A front end may have a click handled on a thread of its own while the cell runs. There it may
+only ask: the run's `stop` is safe to call anywhere, and a tool that runs is interrupted by the
+very signal that an interrupt of the kernel sends.
+
+Rule: a signal is sent only while a tool runs, and the run does not go on before it arrived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+
+from ipy_agent.notebook.interrupt import interrupts_call, interrupts_raise
+
+__all__ = ["Stop"]
+
+
+class Stop:
+    """Ends a run when it is called; does nothing while none goes on."""
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
+        self._in_tool = False
+        self._lock = threading.Lock()
+
+    def __call__(self, *_: object) -> None:
+        """End the run, and the tool that it may be in."""
+        with self._lock:
+            if self._stop is not None:
+                self._stop()
+            if self._in_tool:
+                # To this thread, for only so a call that waits in C, such as a sleep, ends.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    @contextlib.contextmanager
+    def waiting(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Within this context an interrupt calls `stop`, and so does this."""
+        self._stop = stop
+        try:
+            with interrupts_call(stop):
+                yield
+        finally:
+            self._stop = None
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Within this context an interrupt raises KeyboardInterrupt, and so does this."""
+        with interrupts_raise(), _clicks_arrive():
+            # Only the main thread is interrupted by a signal.
+            self._in_tool = threading.current_thread() is threading.main_thread()
+            try:
+                yield
+            finally:
+                self._in_tool = False
+                with self._lock:
+                    pass  # a call that is under way has sent its signal by now: it is the tool's
+
+
+@contextlib.contextmanager
+def _clicks_arrive() -> Iterator[None]:
+    """Within this context clicks are told, also while a tool's output is captured.
+
+    Before a kernel tells of a click it tells the publisher of displays, and fails at the one that
+    IPython captures with.
+    """
+    hear = getattr(InteractiveShell.instance().display_pub, "set_parent", None)
+    if hear is None or hasattr(CapturingDisplayPublisher, "set_parent"):
+        yield
+        return
+    CapturingDisplayPublisher.set_parent = hear
+    try:
+        yield
+    finally:
+        del CapturingDisplayPublisher.set_parent
