@@ -11,7 +11,6 @@ Rule 2: what concerns all branches waits until none has a run.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -23,22 +22,19 @@ from ipy_agent.agent.budget import Used
 from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import compacted
 from ipy_agent.agent.early import Hear, Perform
-from ipy_agent.agent.fields import fields_of
 from ipy_agent.agent.loop import warm
 from ipy_agent.agent.outline import drawn
-from ipy_agent.agent.pictures import picture
-from ipy_agent.agent.plan import Plan, Tell
+from ipy_agent.agent.plan import Tell
 from ipy_agent.agent.runs import Front, Quiet, attend
-from ipy_agent.agent.schemas import Shape, shape_of
-from ipy_agent.agent.tools import TOOLS, Tool, offered
+from ipy_agent.agent.tools import Tool
 from ipy_agent.agent.tree import Run
 from ipy_agent.answers import Answer
 from ipy_agent.connections import Connections
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
 from ipy_agent.execution import Execution
-from ipy_agent.protocol.items import Chain, Item
-from ipy_agent.protocol.requests import Fields
+from ipy_agent.planning import Planner, endpoint_of
+from ipy_agent.protocol.items import Chain
 from ipy_agent.records import Recorder, TurnRecord
 from ipy_agent.settings import CONFIGURED, Settings, Way
 from ipy_agent.trace import Notice
@@ -112,16 +108,15 @@ class Session:
     ) -> None:
         self.id = f"ipy-agent-{uuid.uuid4().hex[:12]}"
         way = transport if isinstance(transport, str) else "auto"
-        self.settings = Settings().replace(transport=way, **settings)
+        chosen = Settings().replace(transport=way, **settings)
+        self._planner = Planner(chosen, endpoint_of(endpoint), self.id)
         self.records = Recorder()
-        self._endpoint = _endpoint(endpoint)
         self._connections = Connections()
         if not isinstance(transport, str):
-            self._connections.use(transport, self._endpoint)
+            self._connections.use(transport, self.endpoint)
         self._branches = Branches(self.records.stands)
         self._execution = Execution(self.records, self._connections)
         self._homeless: set[str | None] = set()
-        self._fields = Fields({})
 
     # what happened
 
@@ -209,7 +204,9 @@ class Session:
             "effort": effort,
             "max_output_tokens": max_output_tokens,
         }
-        plan = self._plan(prompt, changes, endpoint, schema, images, cell)
+        plan = self._planner.plan(
+            prompt, changes, endpoint=endpoint, schema=schema, images=images, cell=cell
+        )
         front, name = front or Quiet(), self._branches.named(branch)
         with self._alone(name):
             place = self._branches.place(name, None if append else cell)
@@ -242,7 +239,9 @@ class Session:
             UsageError: as for a run.
         """
         changes = {name: value for name, value in settings.items() if name != "front"}
-        plan = self._plan(prompt, changes, endpoint, schema, images, cell)
+        plan = self._planner.plan(
+            prompt, changes, endpoint=endpoint, schema=schema, images=images, cell=cell
+        )
         name = self.branch if branch is None else branch
         with self._alone(name if name in self.branches else self.branch):
             place = self._branches.place(name, None if append else cell)
@@ -293,7 +292,7 @@ class Session:
             said, before = place.begun(), place.said.length
             if not before:
                 raise UsageError("nothing was said yet on this branch: there is nothing to compact")
-            fields, way = self._fields_now(), self._connections.compacting(self._endpoint)
+            fields, way = self._planner.fields, self._connections.compacting(self.endpoint)
             self._attend(lambda _, __: compacted(said, fields, way), front)
             self._branches.add(place.compacted(said))
             return before, said.items.length
@@ -309,8 +308,8 @@ class Session:
         """
         name = self.branch
         with self._alone(name):
-            said, fields = self._branches.place(name).begun(), self._fields_now()
-            way = self._connections.to(self._endpoint, self.settings.transport)
+            said, fields = self._branches.place(name).begun(), self._planner.fields
+            way = self._connections.to(self.endpoint, self.settings.transport)
             self._attend(lambda _, hear: warm(fields, said, way, hear), front)
 
     def connect(
@@ -321,9 +320,9 @@ class Session:
         Raises:
             UsageError: it is no endpoint.
         """
-        chosen = _endpoint(endpoint, model=model, key_env=key_env)
+        chosen = endpoint_of(endpoint, model=model, key_env=key_env)
         self.disconnect()
-        self._endpoint = chosen
+        self._planner.endpoint = chosen
         if model is not None:
             self.model = None
         return chosen
@@ -337,7 +336,7 @@ class Session:
         if name == "endpoint":
             self.connect(value)
         else:
-            self.settings = self.settings.replace(**{name: value})
+            self._planner.settings = self.settings.replace(**{name: value})
 
     def disconnect(self) -> None:
         """Close the connections; the next run opens one and sends the whole conversation."""
@@ -376,9 +375,14 @@ class Session:
     # how it stands
 
     @property
+    def settings(self) -> Settings:
+        """What is set; `configure`, or an attribute of its name, sets one."""
+        return self._planner.settings
+
+    @property
     def endpoint(self) -> Endpoint:
         """Where the next run goes."""
-        return self._endpoint
+        return self._planner.endpoint
 
     @property
     def branch(self) -> str:
@@ -402,7 +406,7 @@ class Session:
     @property
     def toolbox(self) -> dict[str, Tool]:
         """The tools on offer."""
-        return offered(TOOLS, self.settings.tools, self._endpoint.hidden_tools)
+        return self._planner.toolbox
 
     @property
     def allowed(self) -> dict[str, str]:
@@ -420,11 +424,11 @@ class Session:
         cached = sum(row.cached_tokens or 0 for row in turns)
         share = f", {cached / read:.0%} of the input from the cache" if read else ""
         said = self._branches.tree.said(self.branch)
-        way = self._connections.to(self._endpoint, self.settings.transport)
-        model = self.settings.model or self._endpoint.model or "the endpoint's own"
+        way = self._connections.to(self.endpoint, self.settings.transport)
+        model = self.settings.model or self.endpoint.model or "the endpoint's own"
         return "\n".join(
             (
-                f"endpoint    {self._endpoint.name} ({self._endpoint.url or 'embedded server'})",
+                f"endpoint    {self.endpoint.name} ({self.endpoint.url or 'embedded server'})",
                 f"model       {model}",
                 f"connection  {way.describe()}",
                 f"mode        {self.settings.mode}",
@@ -435,7 +439,7 @@ class Session:
         )
 
     def __repr__(self) -> str:
-        return f"<Session {self.id}: {self._endpoint.name}, {len(self.records.turns)} turns>"
+        return f"<Session {self.id}: {self.endpoint.name}, {len(self.records.turns)} turns>"
 
     # inside
 
@@ -444,49 +448,6 @@ class Session:
             there = ", ".join(self.toolbox) or "none"
             raise UsageError(f"there is no tool {tool!r}: there are {there}")
         return tool
-
-    def _fields_now(self) -> Fields:
-        return self._fields_for(self.settings, self._endpoint, self.toolbox)
-
-    def _fields_for(
-        self,
-        settings: Settings,
-        target: Endpoint,
-        tools: dict[str, Tool],
-        shape: Shape | None = None,
-    ) -> Fields:
-        """Return all of a request but its input, the same object while nothing changed."""
-        key = settings.prompt_cache_key or self.id
-        values = fields_of(settings, target, tools.values(), shape, key)
-        if values != self._fields.values:
-            self._fields = Fields(values)
-        return self._fields
-
-    def _plan(
-        self,
-        prompt: str,
-        changes: dict[str, Any],
-        endpoint: str | Endpoint | None,
-        schema: Any,
-        images: Sequence[Any],
-        cell: str | None,
-    ) -> Plan:
-        if not prompt.strip():
-            raise UsageError("the prompt is empty: write what you want below %%agent")
-        settings = self.settings.replace(**{k: v for k, v in changes.items() if v is not None})
-        target = self._endpoint if endpoint is None else _endpoint(endpoint)
-        shape = schema if schema is None or isinstance(schema, Shape) else shape_of(schema)
-        tools = offered(TOOLS, settings.tools, target.hidden_tools)
-        return Plan(
-            prompt=prompt.encode("utf-8", "replace").decode(),
-            pictures=_pictures(images, target),
-            settings=settings,
-            target=target,
-            tools=tools,
-            fields=self._fields_for(settings, target, tools, shape),
-            shape=shape,
-            cell=cell,
-        )
 
     def _tell_homeless(self, cell: str | None, front: Front) -> None:
         if cell in self._homeless:
@@ -498,7 +459,7 @@ class Session:
     ) -> None:
         """See through what is no run: it calls no tools and leaves no rows."""
         front = front or Quiet()
-        worker = Worker({}, self.settings.mode, front.approve, self._endpoint)
+        worker = Worker({}, self.settings.mode, front.approve, self.endpoint)
         attend(begin, worker, front, self._connections.loop, lambda _: None)
 
     @contextlib.contextmanager
@@ -512,17 +473,6 @@ class Session:
             yield
 
 
-def _pictures(images: Sequence[Any], target: Endpoint) -> list[Item]:
-    if images and target.images is False:
-        raise UsageError(
-            f"the models of {target.name} take no pictures here: leave them out, "
-            "or choose another endpoint"
-        )
-    if isinstance(images, (str, bytes, Path)):
-        images = [images]
-    return [image if isinstance(image, dict) else picture(image) for image in images]
-
-
 def _said_at(turns: Sequence[TurnRecord], at: int) -> tuple[int, Chain]:
     """Return a turn's cell run, and the conversation as the turn left it."""
     number = at if isinstance(at, int) and not isinstance(at, bool) else 0
@@ -530,13 +480,6 @@ def _said_at(turns: Sequence[TurnRecord], at: int) -> tuple[int, Chain]:
     if row is None or row.response_id is None or not isinstance(row.said, Chain):
         raise UsageError(f"turn {at} has no answer to go on from: see %agent turns")
     return row.cell, row.said
-
-
-def _endpoint(endpoint: str | Endpoint | None, **changes: str | None) -> Endpoint:
-    if isinstance(endpoint, Endpoint):
-        told: dict[str, Any] = {k: v for k, v in changes.items() if v is not None}
-        return dataclasses.replace(endpoint, **told)
-    return Endpoint.default() if endpoint is None else Endpoint.named(endpoint, **changes)
 
 
 _session: Session | None = None

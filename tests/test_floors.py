@@ -36,6 +36,7 @@ FLOORS = {
     "connections": 3,
     "answers": 4,
     "execution": 4,
+    "planning": 4,
     "fleet": 4,
     "sessions": 5,
     "bench": 6,

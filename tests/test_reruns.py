@@ -286,7 +286,8 @@ class Said(NamedTuple):
 
 def heard(items):
     """Return what is said, whichever time it was that the tool acted."""
-    return [text(item).split()[0] if text(item).startswith("acted") else text(item) for item in items]
+    words = map(text, items)
+    return ["acted" if word.startswith("acted") else word for word in words]
 
 
 class Conversations(RuleBasedStateMachine):
@@ -424,9 +425,7 @@ class Conversations(RuleBasedStateMachine):
         for name in self.places:
             items = list(self.session._branches.tree.said(name))
             called = [item["call_id"] for item in items if is_call(item)]
-            answered = [
-                item["call_id"] for item in items if item["type"] == "function_call_output"
-            ]
+            answered = [item["call_id"] for item in items if item["type"] == "function_call_output"]
             assert called == answered
             assert len(set(called)) == len(called)
 
@@ -445,9 +444,7 @@ class Conversations(RuleBasedStateMachine):
         """Live somewhere is live; else stale somewhere is stale."""
         cells = {row.cell: row.standing for row in self.session.records.cells}
         live = {run.number for name in self.places for run in self.live(name)}
-        stale = {
-            run.number for line in self.places.values() for run, alive, _ in line if not alive
-        }
+        stale = {run.number for line in self.places.values() for run, alive, _ in line if not alive}
         assert {number for number, stands in cells.items() if stands == "live"} == live
         assert stale - live <= {number for number, stands in cells.items() if stands == "stale"}
 
@@ -459,4 +456,3 @@ TestConversations.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-

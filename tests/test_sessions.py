@@ -1087,3 +1087,52 @@ def test_a_forked_child_may_have_a_session_of_its_own(peer):
     assert process(FRESH, other.url) == ["0"]
     assert [len(seen.frames) for seen in other.seen] == [2, 1]
     assert [seen.close_code() for seen in other.seen] == [1000, 1000]
+
+
+# what may run, and how far
+
+
+def test_a_tool_may_be_allowed(scripted):
+    """Once, or for the session, without a question; it can be taken back, and is listed."""
+
+    @ipy_agent.tool
+    def act() -> str:
+        """Act."""
+        return "done"
+
+    session = scripted([CALL, CALL, {"text": "end"}] * 2, endpoint="openai")
+    session.allow("act", once=True)
+    assert session.allowed == {"act": "once"}
+    session.run("go")
+    assert list(session.tools["approval"]) == ["allowed", "no"]
+
+    session.allow("act")
+    session.run("go")
+    session.disallow("act")
+    assert list(session.tools["approval"][2:]) == ["allowed", "allowed"]
+    assert session.allowed == {}
+
+
+@pytest.mark.parametrize("name", ["allow", "disallow"])
+def test_only_a_tool_can_be_allowed(scripted, name):
+    """The error names those that are there."""
+    with pytest.raises(UsageError, match="no tool 'nothing': there are none"):
+        getattr(scripted(), name)("nothing")
+
+
+def test_a_budget_of_tokens_ends_a_run_between_turns(scripted):
+    """What was said stays valid, the next run goes on, and what was used can be asked."""
+
+    @ipy_agent.tool
+    def act() -> str:
+        """Act."""
+        return "done"
+
+    session = scripted([CALL, CALL, {"text": "end"}], mode="auto", budget_tokens=1)
+    with pytest.raises(AgentError, match="budget_tokens"):
+        session.run("go")
+    assert session.used(1).turns == session.used().turns == 1
+
+    session.budget_tokens = None
+    assert session.run("go on").text == "end"
+    assert session.used().tokens > session.used(1).tokens

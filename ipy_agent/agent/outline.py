@@ -1,8 +1,8 @@
 """The tree of a conversation as a picture in text.
 
-One line a run: its number, how its prompt begins, what became of it, and the branches that end there.
-A run stands below the one that it followed. Where several followed one, the last in the picture is the
-one that leads to the current branch, and the others are set off to the right.
+One line a run: its number, how its prompt begins, what became of it, and the branches that end
+there. A run stands below the one that it followed. Where several followed one, the last in the
+picture is the one that leads to the current branch; the others are set off to the right.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ipy_agent.notebook.views import Views
 from ipy_agent.records import Recorder
 from ipy_agent.tables.picture import LIVE, LIVE_CLASS
 
-__all__ = ["Board", "Panel"]
+__all__ = ["Board", "Panel", "heard_at_once"]
 
 ROOM = 8_192
 VIEWS = ("turns", "cells", "tools")
@@ -63,7 +63,7 @@ class Panel:
         self.tabs.add_class(LIVE_CLASS)
         self.widget = VBox([HTML(f"<style>{LIVE}</style>"), self.button, self.tabs])
         for one in (self.button, self.tabs):
-            _heard_at_once(one)
+            heard_at_once(one.comm)
 
     def refresh(self, *, force: bool = False) -> bool:
         """Draw the view that is looked at, if it is time; return whether it was.
@@ -91,13 +91,13 @@ class Panel:
                     part.close()
 
 
-def _heard_at_once(widget: Any) -> None:
-    """Have what a user does to a widget told on the thread that its front end asked for.
+def heard_at_once(comm: Any) -> None:
+    """Have what a front end says over a comm told on the thread that it asks for.
 
-    ipykernel 7.4 would have it told where the widget was used last: on the main thread.
+    ipykernel 7.4 would have it told where the comm was used last: on the main thread.
     """
-    if hasattr(widget.comm, "_reply_subshell_for"):
-        widget.comm._reply_subshell_for = lambda _data, asked: asked  # noqa: SLF001 (no other way)
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda _data, asked: asked  # noqa: SLF001 (no other way)
 
 
 class Board:

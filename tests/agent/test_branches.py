@@ -56,7 +56,7 @@ def test_a_new_name_forks_where_one_stands():
 def test_a_branch_that_is_not_there_cannot_be_switched_to():
     """A typing mistake begins no branch: the error names those that are there."""
     branches = Branches()
-    with pytest.raises(UsageError, match="no branch 'mian': there are main; .*fork"):
+    with pytest.raises(UsageError, match=r"no branch 'mian': there are main; .*fork"):
         branches.switch("mian")
     assert branches.names == ("main",)
 

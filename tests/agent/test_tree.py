@@ -222,9 +222,7 @@ def test_a_run_whose_past_was_replaced_meanwhile_is_stale(notebook):
     first = notebook.run("a")
     notebook.tree.fork("idea", "main")
     notebook.run("a2")
-    late = Run(
-        number=9, branch="idea", cell="x", parent=first, said=first.said.extend([user("x")])
-    )
+    late = Run(number=9, branch="idea", cell="x", parent=first, said=first.said.extend([user("x")]))
     notebook.tree.add(late)
 
     assert notebook.said("idea") == "a2"

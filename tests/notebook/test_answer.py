@@ -7,6 +7,7 @@ import html
 import html.parser
 import json
 import re
+import threading
 from datetime import UTC, datetime
 
 import pytest
@@ -15,11 +16,13 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import display
 from traitlets.config import Config
 
 from ipy_agent.agent.approval import Question, Reply
-from ipy_agent.errors import BudgetExceeded
+from ipy_agent.errors import BudgetExceeded, Interrupted
 from ipy_agent.notebook.answer import CellFront
+from ipy_agent.notebook.parts import Footer
 from ipy_agent.notebook.screen import BYTES_A_SECOND
 from ipy_agent.notebook.terminal import PlainFront
 from ipy_agent.protocol.events import (
@@ -202,17 +205,12 @@ def custom(said, call_id="c"):
 def call(front, output="42", name="python", arguments='{"code": "6 * 7"}', status="completed"):
     said = {"call_id": "c", "name": name, "arguments": arguments}
     front.show(ToolBegan(**said))
-    front.show(
-        ToolEnded(
-            **said,
-            output=output,
-            started_at=DAY,
-            duration_ms=1234.5,
-            approval="auto",
-            approval_ms=None,
-            status=status,
-        )
-    )
+    front.show(ended(**said, output=output, status=status))
+
+
+def ended(**said):
+    told = {"started_at": DAY, "duration_ms": 1234.5, "approval": "auto", "approval_ms": None}
+    return ToolEnded(**({"status": "completed"} | told | said))
 
 
 def close(front):
@@ -827,9 +825,11 @@ def test_a_run_of_a_session_is_shown_whole(screen, clock):
 
     shown, table = screen.displays
     assert answer.text == "So *be* it."
-    first, called, last = shown["text/plain"].split("\n\n")
+    first, told, called, last, told_last = shown["text/plain"].split("\n\n")
     assert (first, last) == ("I ask.", "So *be* it.")
     assert "there is no tool 'nonesuch'" in called
+    rows = session.records.turns
+    assert [told, told_last] == [Footer(row).plain() for row in rows]
     assert "<b>2</b> turns" in table["text/html"]
 
 
@@ -849,6 +849,171 @@ def test_a_run_that_fails_keeps_its_first_words(screen, clock):
     assert "…" not in screen.plain
 
 
+# figures
+
+
+PNG = {"image/png": "aGVsbG8=", "text/plain": "<Figure>"}
+
+
+def draw(*bundles):
+    """Display something as a tool does."""
+    for bundle in bundles:
+        display(bundle, raw=True)
+
+
+def shows(front, *bundles):
+    """A tool call that displays something."""
+    said = {"call_id": "c", "name": "python", "arguments": '{"code": "plot()"}'}
+    front.show(ToolBegan(**said))
+    with front.working():
+        draw(*bundles)
+    front.show(ended(**said, output="a picture"))
+
+
+def order(screen):
+    """What stands on the screen, from above."""
+    return [
+        "figure" if "image/png" in shown else "panel" if is_panel(shown) else shown["text/plain"]
+        for shown in screen.displays
+    ]
+
+
+def is_panel(shown):
+    return "<table" in shown.get("text/html", "") or any("widget" in kind for kind in shown)
+
+
+def test_a_figure_stands_where_it_arose(front, screen):
+    """Below the call that drew it, above what is said next; the panel is below all."""
+    say(front, "I draw.")
+    end(front, message("I draw."))
+    shows(front, PNG, PNG)
+    ask(front)
+    assert order(screen)[1:] == ["figure", "figure", "panel"]
+    say(front, "It goes up.")
+    end(front, message("It goes up."))
+    close(front)
+
+    before, *rest = order(screen)
+    assert before.startswith("I draw.\n\n[python")
+    assert before.endswith("-> a picture")
+    assert rest == ["figure", "figure", "It goes up.", "panel"]
+    assert all("widget" not in kind for shown in screen.displays for kind in shown)
+
+
+def test_a_figure_is_sent_once(front, screen, clock):
+    """However much is said below it, neither it nor what stands above it is sent again."""
+    say(front, "I draw.")
+    shows(front, PNG)
+    ask(front)
+    clock.now += 1
+    front.tick()
+    before = len(screen.outputs)
+    for _ in range(100):
+        clock.now += 0.1
+        say(front, "words ")
+    later = screen.outputs[before:]
+
+    assert not any("image/png" in sent["data"] for sent in later)
+    assert len({sent["transient"]["display_id"] for sent in later if sent["update"]}) <= 3
+    assert sum("I draw." in str(sent["data"]) for sent in later) <= 1
+
+
+def test_an_interactive_output_keeps_its_kind(front, screen):
+    """A widget or a chart is an output of its own, with its metadata."""
+    chart = {"application/vnd.plotly.v1+json": {"data": []}, "text/plain": "Figure"}
+    with front.working():
+        display(chart, raw=True, metadata={"wide": True})
+    close(front)
+
+    [sent] = [sent for sent in screen.outputs if sent["data"] == chart]
+    assert sent["metadata"] == {"wide": True}
+
+
+def test_what_a_tool_updates_itself_keeps_its_name(front, screen):
+    """A display with an id of its own is left alone, and so are its updates."""
+    with front.working():
+        handle = display(PNG, raw=True, display_id="mine")
+        handle.update(PNG, raw=True)
+    front.close()
+
+    mine = [sent for sent in screen.outputs if sent["transient"].get("display_id") == "mine"]
+    assert [sent["update"] for sent in mine] == [False, True]
+
+
+def test_displays_after_a_tool_are_not_ours(front, screen):
+    """What the user's next cell displays goes its own way."""
+    with front.working():
+        pass
+    close(front)
+    draw(PNG)
+
+    assert screen.outputs[-1]["data"] == PNG
+    assert not screen.outputs[-1]["transient"]
+
+
+def test_a_turn_sent_again_is_shown_once_also_above_a_figure(front, screen):
+    """A tool that may run early can draw before its turn is complete."""
+    say(front, "half a")
+    shows(front, PNG)
+    ask(front, attempt=1)
+    say(front, "whole")
+    end(front, message("whole"))
+    close(front)
+
+    before, figure, after, panel = order(screen)
+    assert "half" not in before
+    assert (figure, after, panel) == ("figure", "whole", "panel")
+
+
+def test_a_call_that_was_cut_off_says_so(front, screen):
+    """A tool that was interrupted tells no end; the cell is closed without it."""
+    front.show(ToolBegan(call_id="c", name="python", arguments='{"code": "wait()"}'))
+    front.close()
+
+    assert screen.plain == "[python · interrupted]\nwait()"
+    assert not is_open(screen)
+
+
+def test_no_line_of_the_html_is_blank(front, screen):
+    """Where a notebook is exported as Markdown, HTML ends at the first blank line."""
+    say(front, "a\n\n```\nb\n\n\n  \nc\n```\n")
+    call(front, "d\n\ne")
+    close(front)
+
+    lines = screen.answer["text/html"].splitlines()
+    assert all(line.strip() for line in lines)
+    assert "b\n\n\n  \nc" in html.unescape(screen.answer["text/html"])
+
+
+# a click
+
+
+def test_a_click_ends_a_run(screen, clock, served):
+    """The panel's button ends it as an interrupt does, from whichever thread it is told on."""
+    session = Session(endpoint=served([{"text": "a", "then": "hang"}]))
+    front = CellFront(session.records, clock)
+    click = threading.Thread(target=front._panel.button.click)
+    shows_text = front.show
+
+    def show(event):
+        shows_text(event)
+        if isinstance(event, TextDelta):
+            click.start()
+
+    front.show = show
+    try:
+        with pytest.raises(Interrupted):
+            session.run("What?", front=front)
+    finally:
+        front.close()
+        session.close()
+        click.join()
+
+    assert [row.status for row in session.records.cells] == ["interrupted"]
+    assert order(screen)[-1] == "panel"
+    assert screen.plain.startswith("a")
+
+
 # questions
 
 
@@ -866,7 +1031,7 @@ def test_what_led_to_a_question_is_shown_before_it(kind, screen, clock, monkeypa
     say(front, "I would like to run this.")
 
     assert front.approve(Question("it", "it(1)", "python")) is Reply.YES
-    assert "\n\nRun it? [y = this call, " in asked[0][0]
+    assert "Run it? [y = this call, " in asked[0][0]
     assert asked[0][1].startswith("I would like to run this.\n")
 
 
@@ -986,3 +1151,15 @@ def test_a_terminal_prints_thoughts_once_however_they_were_numbered(capsys):
     close(front)
 
     assert capsys.readouterr().out == "[thoughts] Hm.\n42\n[thoughts] Well.\n43\n"
+
+
+def test_a_terminal_tells_what_a_turn_took(capsys):
+    """The numbers of its row stand in a line below what it said."""
+    session = Session(transport=ScriptedTransport([{"text": "So be it."}]))
+    front = PlainFront(session.records)
+    session.run("What?", front=front)
+    front.close()
+    session.close()
+
+    [row] = session.records.turns
+    assert capsys.readouterr().out == f"So be it.\n{Footer(row).plain()}\n"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipy_agent.notebook.parts import Document, Remark, Thoughts, kinds, summary
+from ipy_agent.notebook.parts import Document, Footer, Remark, Thoughts, kinds, row_of, summary
+from ipy_agent.records import Recorder, TurnRecord
 from ipy_agent.rendering import Growing, markdown
 
 
@@ -86,3 +89,40 @@ def test_a_summary_is_the_text_of_its_sections():
 
     assert summary({"type": "reasoning", "summary": sections}) == "a\n\nb"
     assert summary({"type": "reasoning", "summary": "a"}) == ""
+
+
+def turn(number=3, **changes):
+    told = {"branch": "main", "endpoint": "openai", "status": "completed", "model": "gpt-4o"}
+    told |= {"response_id": f"r{number}", "latency_ms": 1_234.5}
+    told |= {"input_tokens": 1_000, "cached_tokens": 400, "output_tokens": 10}
+    day = datetime(2026, 11, 22, tzinfo=UTC)
+    return TurnRecord(turn=number, cell=1, started_at=day, **(told | changes))
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({}, "turn 3 · 1.23 s · tokens: 1,000 in (40.0% cached), 10 out · US$ 0.0021"),
+        ({"endpoint": "local"}, "turn 3 · 1.23 s · tokens: 1,000 in (40.0% cached), 10 out"),
+        ({"cached_tokens": None}, "turn 3 · 1.23 s · tokens: 1,000 in, 10 out"),
+        ({"input_tokens": None}, "turn 3 · 1.23 s · tokens: 10 out"),
+        (
+            {"input_tokens": None, "output_tokens": None, "latency_ms": None},
+            "turn 3",
+        ),
+    ],
+)
+def test_a_footer_tells_what_is_known_of_a_turn(told, said):
+    """What was not told is left out; the numbers are the record's."""
+    assert Footer(turn(**told)).plain() == f"[{said}]"
+    assert said in Footer(turn(**told)).html()
+
+
+def test_the_row_of_a_response_is_found_by_its_id():
+    """Also behind turns that other branches began; without an id there is none."""
+    recorder = Recorder()
+    recorder.turns += [turn(1), turn(2), turn(3, response_id=None), turn(4, status="running")]
+
+    assert row_of(recorder, "r2").turn == 2
+    assert row_of(recorder, "r9") is None
+    assert row_of(recorder, None) is None
