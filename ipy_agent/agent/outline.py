@@ -15,6 +15,8 @@ from ipy_agent.rendering import plain
 __all__ = ["drawn"]
 
 WIDTH = 60
+LINES = 100
+"""How many lines are drawn: the last ones, since the current branch ends there."""
 
 
 def drawn(tree: Tree, current: str) -> str:
@@ -33,11 +35,13 @@ def drawn(tree: Tree, current: str) -> str:
         shown = f"{name} *" if name == current else name
         ends.setdefault(id(tree.tip(name)), []).append(shown)
     empty = [f"  {name}: nothing said yet" for name in ends.pop(id(None), [])]
-    runs = (
+    runs = list(_walk(behind))
+    left_out = [f"  … {len(runs) - LINES:,} runs above"] if len(runs) > LINES else []
+    shown = (
         f"{rail}{_line(run, tree.standing(run), ends.get(id(run), []))}"
-        for rail, run in _walk(behind)
+        for rail, run in runs[-LINES:]
     )
-    return "\n".join([*empty, *runs])
+    return "\n".join([*empty, *left_out, *shown])
 
 
 def _walk(behind: dict[int, list[Run]]) -> Iterator[tuple[str, Run]]:

@@ -53,20 +53,30 @@ class Outputs:
         """Within this context what a tool displays stands above the panel, where it arose.
 
         The list grows with each. What will be updated by a name of its own keeps it, and stands
-        below the panel.
+        below the panel; so does what another thread displays.
         """
         publisher = InteractiveShell.instance().display_pub
-        publish, taken = publisher.publish, []
+        publish, before = publisher.publish, dict(vars(publisher))
+        taken: list[DisplayHandle] = []
 
         def take(data: dict[str, Any], metadata: Any = None, *rest: Any, **told: Any) -> None:
             named = told.get("transient") or told.get("update")
-            if named or threading.current_thread() is not threading.main_thread():
+            if named or not _on_main_thread():
                 publish(data, metadata, *rest, **told)
             else:
                 taken.append(self.put(data, metadata))
 
-        vars(publisher)["publish"] = take  # as a publisher's hooks, which only a kernel's has
+        if not _on_main_thread():  # where outputs belong to no cell
+            yield taken
+            return
+        vars(publisher)["publish"] = take  # there are hooks for it, but only a kernel's has them
         try:
             yield taken
         finally:
             del vars(publisher)["publish"]
+            if "publish" in before:  # of the run whose tool this run is
+                vars(publisher)["publish"] = before["publish"]
+
+
+def _on_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -52,9 +52,11 @@ class Stop:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Within this context an interrupt raises KeyboardInterrupt, and so does this."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # a signal would interrupt something else
+            return
         with interrupts_raise(), _clicks_arrive():
-            # Only the main thread is interrupted by a signal.
-            self._in_tool = threading.current_thread() is threading.main_thread()
+            self._in_tool = True
             try:
                 yield
             finally:
@@ -74,8 +76,8 @@ def _clicks_arrive() -> Iterator[None]:
     if hear is None or hasattr(CapturingDisplayPublisher, "set_parent"):
         yield
         return
-    CapturingDisplayPublisher.set_parent = hear
+    CapturingDisplayPublisher.set_parent = hear  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        del CapturingDisplayPublisher.set_parent
+        del CapturingDisplayPublisher.set_parent  # type: ignore[attr-defined]

@@ -122,11 +122,13 @@ COLUMNS = (
 )
 """Of a turn."""
 
+_TIMES = ("model_ms", "tool_ms", "waiting_ms")
+_TOKENS = ("input_tokens", "hit_rate", "output_tokens")
 CELLS = (
     Column("", "cell", "turn", word),
     Column("", "prompt", "said", excerpt),
     Column("", "turns", "turns", count),
-    *(column for column in COLUMNS[1:] if column.field != "ttft_ms"),
+    *(column for column in COLUMNS[1:] if column.field in {*_TIMES, *_TOKENS, "status"}),
 )
 """Of a cell run."""
 

@@ -69,11 +69,13 @@ def test_a_prompt_is_one_short_line_without_tricks():
     assert line.endswith("x…  <- main *")
 
 
-def test_a_thousand_runs_are_drawn():
-    """The depth of a conversation is no limit."""
+def test_of_a_thousand_runs_the_last_are_drawn():
+    """The depth of a conversation is no limit, and how much is left out is said."""
     tree, last = Tree("main"), None
     for number in range(1, 1_501):
         last = said(number, last)
         tree.add(last)
 
-    assert len(drawn(tree, "main").splitlines()) == 1_500
+    first, *lines = drawn(tree, "main").splitlines()
+    assert first == "  … 1,400 runs above"
+    assert [line.split()[0] for line in lines] == [str(number) for number in range(1_401, 1_501)]

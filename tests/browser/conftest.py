@@ -17,7 +17,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from playwright.sync_api import TimeoutError
 
 SECONDS = 40
 TOKEN = "a-token-for-tests"
@@ -90,12 +89,14 @@ class Notebook:
 
         What is asked of a page that is still setting itself up is lost, and asked again.
         """
+        from playwright.sync_api import TimeoutError as TooLate
+
         before = self.prompt(number)
         asked = self.cell(number).locator(".jp-InputPrompt").filter(has_not_text=before)
         for _ in range(5):
             self.cell(number).locator(".cm-content").click()
             self.page.keyboard.press("Control+Enter")
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TooLate):
                 asked.wait_for(timeout=2_000)
                 break
         return self.cell(number)

@@ -183,7 +183,7 @@ def test_a_saved_notebook_reads_well_untrusted_and_without_a_kernel(
 
 
 def test_a_board_follows_the_runs_and_a_plot_draws_them(notebook, jupyter, shot):
-    """In the dark, too: `%agent panel` is brought up to date after a run, `%agent plot` is shown."""
+    """In the dark, too: `%agent panel` is brought up to date after a run, a plot is a picture."""
     with jupyter.theme("Dark"):
         opened = notebook("lab", PENGUINS, "%agent panel", PROMPT, "%agent plot")
         board = opened.outputs(1).locator("tbody tr")

@@ -940,6 +940,33 @@ def test_what_a_tool_updates_itself_keeps_its_name(front, screen):
     assert [sent["update"] for sent in mine] == [False, True]
 
 
+def test_the_figures_of_a_run_within_a_tool_stand_in_its_own_answer(screen, clock):
+    """And those that the tool displays after it, in the answer of the run that called it."""
+    outer, inner = (CellFront(Recorder(), clock) for _ in "12")
+    with outer.working():
+        with inner.working():
+            draw({"text/plain": "inner"})
+        close(inner)
+        draw({"text/plain": "outer"})
+    close(outer)
+    shown = [bundle["text/plain"] for bundle in screen.displays]
+    draw({"text/plain": "after"})
+
+    assert [text for text in shown if text and "turns" not in text] == ["outer", "inner"]
+    assert not screen.outputs[-1]["transient"]
+
+
+def test_what_another_thread_displays_is_not_moved(front, screen):
+    """Nobody knows whose it is."""
+    with front.working():
+        thread = threading.Thread(target=draw, args=(PNG,))
+        thread.start()
+        thread.join()
+
+    [sent] = [sent for sent in screen.outputs if sent["data"] == PNG]
+    assert not sent["transient"]
+
+
 def test_displays_after_a_tool_are_not_ours(front, screen):
     """What the user's next cell displays goes its own way."""
     with front.working():

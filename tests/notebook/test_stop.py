@@ -1,4 +1,4 @@
-"""A stop from another thread: the run's while it waits, the tool's while one runs, else nobody's."""
+"""A stop from another thread: of the run while it waits, of the tool while one runs, else none."""
 
 from __future__ import annotations
 
@@ -48,14 +48,19 @@ def test_a_tool_is_interrupted_though_it_waits_in_c():
     """As by the kernel's own interrupt; and the run is asked to stop, if the tool does not."""
     stop, stops, asked = Stop(), [], threading.Event()
     with stop.waiting(lambda: stops.append(None)):
-        with pytest.raises(KeyboardInterrupt), stop.working():
-            thread = threading.Thread(target=lambda: (asked.wait(SECONDS), stop()))
-            thread.start()
-            asked.set()
-            signal.sigtimedwait([], SECONDS)  # waits for nothing, in C
-        thread.join(SECONDS)
+        click = threading.Thread(target=lambda: (asked.wait(SECONDS), stop()))
+        click.start()
+        with pytest.raises(KeyboardInterrupt):
+            work(stop, asked)
+        click.join(SECONDS)
 
         assert stops == [None]
+
+
+def work(stop, began):
+    with stop.working():
+        began.set()
+        signal.sigtimedwait([], SECONDS)  # waits for nothing, in C
 
 
 def test_behind_a_tool_no_signal_is_sent():
