@@ -32,8 +32,8 @@ def drawn(tree: Tree, current: str) -> str:
         behind.setdefault(id(run.parent), []).append(run)
     ends: dict[int, list[str]] = {}
     for name in tree.branches:
-        shown = f"{name} *" if name == current else name
-        ends.setdefault(id(tree.tip(name)), []).append(shown)
+        marked = f"{name} *" if name == current else name
+        ends.setdefault(id(tree.tip(name)), []).append(marked)
     empty = [f"  {name}: nothing said yet" for name in ends.pop(id(None), [])]
     runs = list(_walk(behind))
     left_out = [f"  … {len(runs) - LINES:,} runs above"] if len(runs) > LINES else []

@@ -198,3 +198,37 @@ def test_a_board_follows_the_runs_and_a_plot_draws_them(notebook, jupyter, shot)
         opened.run(3)
         opened.outputs(3).locator("img").wait_for()
         shot("dark-plot")
+
+
+@BOTH
+def test_a_cell_that_runs_again_replaces_what_it_said(app, notebook):
+    """Both front ends name their cells: run all twice is said once, and the tree shows it."""
+    opened = notebook(app, [], "%%agent\none", "%%agent\ntwo", "%agent branch", "%agent cells")
+    for _ in range(2):
+        opened.run(1)
+        opened.run(2)
+
+    tree = " ".join(opened.run(3).split())
+    assert tree == "├─1 one replaced │ 2 two replaced 3 one 4 two <- main *"
+
+
+@BOTH
+def test_a_question_shows_the_code_and_is_answered_below_it(app, notebook, shot):
+    """Highlighted, what cannot be seen made visible; a yes runs it."""
+    code = 'total = sum(range(10))  # safe \u202e\nprint(f"total {total}")'
+    opened = notebook(app, [*calls(code), {"text": "Done."}], "%%agent\nDo it.")
+    cell = opened.start(1)
+    box = cell.locator("input.jp-Stdin-input")
+    box.wait_for()
+    shot(f"{app}-question")
+    shown = opened.outputs(1).locator("pre code").first
+
+    assert "# safe ⟨U+202E⟩" in shown.inner_text()
+    colours = shown.locator("span").evaluate_all(
+        "all => all.map(one => getComputedStyle(one).color)"
+    )
+    assert len(set(colours)) > 2
+    box.fill("y")
+    box.press("Enter")
+    opened.finish(1)
+    assert "Done." in opened.text(1)
