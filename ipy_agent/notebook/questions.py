@@ -14,7 +14,7 @@ import sys
 from ipy_agent import rendering
 from ipy_agent.agent.approval import Question, Reply, reply
 
-__all__ = ["Pending", "asked", "asked_in_terminal", "how_to_allow"]
+__all__ = ["Pending", "asked", "asked_in_terminal", "how_to_allow", "listed"]
 
 TYPED_AHEAD = "what was typed before the question is no answer to it"
 
@@ -43,10 +43,15 @@ def asked(question: Question) -> Reply:
         return Reply.NOBODY
 
 
-def asked_in_terminal(question: Question) -> Reply:
-    """Ask in a terminal, with colours where it has them."""
-    say = rendering.coloured if sys.stdout.isatty() else lambda code, _: rendering.listing(code)
-    sys.stdout.write(f"{say(question.code, question.language)}\n\n")
+def listed(code: str, language: str) -> str:
+    """Return code for standard output, with nothing left out; a terminal has colours."""
+    return rendering.coloured(code, language) if sys.stdout.isatty() else rendering.listing(code)
+
+
+def asked_in_terminal(question: Question, *, shown: bool = False) -> Reply:
+    """Ask in a terminal; where the code that would run is `shown` just above, it is not again."""
+    code = "" if shown else f"{listed(question.code, question.language)}\n"
+    sys.stdout.write(f"{code}\n")
     sys.stdout.flush()
     try:
         typing = sys.stdin.isatty()

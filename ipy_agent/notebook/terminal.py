@@ -18,7 +18,7 @@ from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.agent.tools import bounded
 from ipy_agent.notebook.interrupt import interrupts_call, interrupts_raise
 from ipy_agent.notebook.parts import SHOWN, Footer, kinds, row_of, source, summary
-from ipy_agent.notebook.questions import asked_in_terminal, how_to_allow
+from ipy_agent.notebook.questions import asked_in_terminal, how_to_allow, listed
 from ipy_agent.protocol.events import (
     Event,
     ItemDone,
@@ -47,6 +47,7 @@ class PlainFront:
         self._fresh = True
         self._streamed: set[int] = set()
         self._thought: dict[int, int] = {}
+        self._shown: str | None = None  # the code that stands last on the screen
         self._kinds: dict[str, str] = {}
 
     def show(self, event: Event | Trace) -> None:
@@ -60,7 +61,7 @@ class PlainFront:
     def approve(self, question: Question) -> Reply:
         self._end_line()
         with interrupts_raise():
-            said = asked_in_terminal(question)
+            said = asked_in_terminal(question, shown=self._shown == question.code)
         if said is Reply.NOBODY:
             self._line(how_to_allow(question.tool))
         return said
@@ -122,8 +123,11 @@ class PlainFront:
         self._line(event.text)
 
     def _began(self, event: ToolBegan) -> None:
-        said, _ = source(event, self._kinds.get(event.call_id))
-        self._line(f"[{event.name}]\n{said}")
+        said, language = source(event, self._kinds.get(event.call_id))
+        self._line(f"[{event.name}]")
+        sys.stdout.write(f"{listed(said, language)}\n")
+        sys.stdout.flush()
+        self._shown = said
 
     def _ended(self, event: ToolEnded) -> None:
         self._line(f"-> {bounded(event.output, SHOWN)}")
@@ -157,7 +161,7 @@ class PlainFront:
             self._write("\n")
 
     def _write(self, text: str) -> None:
-        said = rendering.plain(text)
+        said, self._shown = rendering.plain(text), None
         sys.stdout.write(said)
         sys.stdout.flush()
         self._fresh = said.endswith("\n") if said else self._fresh

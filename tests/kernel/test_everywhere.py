@@ -177,7 +177,7 @@ def test_a_terminal_that_a_person_types_into(terminal, serve):
     terminal.expect_exact("\x1b")
     rows = terminal.before
 
-    assert "made = 6 * seven" in question
+    assert question.count("made = 6 * seven") == 1
     assert "42\r\nmade: int 42" in answer
     assert "\x1b" not in question + answer
     assert ("ANSWER It is **42**. 42\r\n" + rows).replace("\r\n", "\n").strip() == TOLD.strip()

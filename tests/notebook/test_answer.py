@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import html
 import html.parser
+import io
 import json
 import re
 import threading
@@ -1190,3 +1191,23 @@ def test_a_terminal_tells_what_a_turn_took(capsys):
 
     [row] = session.records.turns
     assert capsys.readouterr().out == f"So be it.\n{Footer(row).plain()}\n"
+
+
+@pytest.mark.parametrize(
+    ("between", "times"),
+    [([], 1), ([Notice(text="something else", lasting=True)], 2)],
+    ids=["at once", "later"],
+)
+def test_a_question_in_a_terminal_does_not_say_again_what_stands_above_it(
+    between, times, monkeypatch, capsys
+):
+    """The code of a call is on the screen when it is asked about: once, unless that is far up."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    front = PlainFront()
+    front.show(ToolBegan(call_id="c", name="python", arguments='{"code": "x = 1"}'))
+    for event in between:
+        front.show(event)
+    said = front.approve(Question(tool="python", code="x = 1", language="python"))
+
+    assert said is Reply.YES
+    assert capsys.readouterr().out.count("x = 1") == times
