@@ -77,6 +77,8 @@ class Branches:
             UsageError: no branch can have that name.
         """
         with self._changing:
+            if cell not in self.tree.cells:
+                cell = None  # it has no place to be looked for
             if name in self.names:
                 return Place.of(self.tree.line(name), name, cell)
             _check(name)

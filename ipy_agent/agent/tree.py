@@ -14,6 +14,7 @@ shared; replaced on a branch that only shares it, it stays where it was.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -99,24 +100,23 @@ class Tree:
     Attributes:
         runs: every run that said something, in order; of a run that a fork took a part of, the
             part is one as well.
+        cells: the ids of the cells that ever had a place.
     """
 
     def __init__(self, first: str, hear: Hear = lambda _number, _standing: None) -> None:
         self.runs: list[Run] = []
+        self.cells: set[str] = set()
         self._hear = hear
         self._lines: dict[str, Line] = {first: ()}
         self._changes: list[_Change] = []
         self._standing: dict[int, str] = {}
+        # In how many lines a run is live, and in how many it is stale.
+        self._places: Counter[tuple[int, bool]] = Counter()
 
     @property
     def branches(self) -> tuple[str, ...]:
         """The names of the branches, in the order in which they began."""
         return tuple(self._lines)
-
-    @property
-    def cells(self) -> frozenset[str]:
-        """The ids of the cells that have a place."""
-        return frozenset(run.cell for run in self.runs if run.cell is not None)
 
     def line(self, branch: str) -> Line:
         """Return the places of a branch, in order."""
@@ -149,6 +149,8 @@ class Tree:
                     changed[name] = _with(line, run, replaced)
         before = {name: self._lines[name] for name in changed}
         self.runs.append(run)
+        if run.cell is not None:
+            self.cells.add(run.cell)
         gone = {} if replaced is None else {replaced.number: "replaced"}
         self._put(changed, gone, "stale")
         self._changes.append(_Change(run.branch, run, before, changed))
@@ -209,19 +211,21 @@ class Tree:
             gone: how a run stands that is in no line any more.
             others: how any other such run stands.
         """
-        touched = {
-            entry.run.number: None
-            for name, line in lines.items()
-            for entry in (*self._lines.get(name, ()), *line)
-        }
+        touched: dict[int, None] = {}
+        for name, line in lines.items():
+            old = self._lines.get(name, ())
+            shared = len(old) if line[: len(old)] == old else 0  # most lines only grow
+            for entries, more in ((old, -1), (line, 1)):
+                for run, stale in entries[shared:]:
+                    touched[run.number] = None
+                    self._places[run.number, stale] += more
         self._lines |= lines
-        standing: dict[int, str] = {}
-        for line in self._lines.values():
-            for entry in line:
-                if not entry.stale or entry.run.number not in standing:
-                    standing[entry.run.number] = "stale" if entry.stale else "live"
         for number in touched:
-            now = standing.get(number) or gone.get(number, others)
+            now = gone.get(number, others)
+            if self._places[number, False]:
+                now = "live"
+            elif self._places[number, True]:
+                now = "stale"
             if number and self._standing.get(number) != now:
                 self._standing[number] = now
                 self._hear(number, now)
@@ -247,7 +251,7 @@ def back(run: Run | None) -> Iterator[Run]:
 
 def _with(line: Line, run: Run, replaced: Run | None) -> Line:
     """Return a line with a run in the place of another, or at its end."""
-    at = _at(line, lambda known: known is replaced)
+    at = len(line) if replaced is None else _at(line, lambda known: known is replaced)
     before, behind = line[:at], line[at + 1 :]
     # What has no cell never runs again.
     stale = tuple(Entry(entry.run, True) for entry in behind if entry.run.cell is not None)
