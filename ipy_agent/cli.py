@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ipy-agent: interrupted", file=sys.stderr)
         return 1
     except AgentError as error:
-        print(f"ipy-agent: {error}", file=sys.stderr)
+        print(f"ipy-agent: {error.line}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 
@@ -185,7 +185,8 @@ def _install(options: argparse.Namespace) -> None:
         done = install.remove(file)
         print(f"undone: the line is out of {file}" if done else f"nothing to undo in {file}")
     elif install.add(file):
-        print(f"%%agent is there in every new kernel and terminal, by one line in {file}")
+        whose = "of your default profile" if options.place == "user" else "of this environment"
+        print(f"%%agent is there in every new kernel and terminal {whose}, by one line in {file}")
     else:
         print(f"the line is there already, in {file}")
 

@@ -59,9 +59,14 @@ class AgentError(Exception):
         if code is not None:
             self.code = code
 
+    @property
+    def line(self) -> str:
+        """The message on one line, to be printed: an endpoint may have had a part in its words."""
+        return "".join(map(_visible, " ".join(str(self).splitlines())))
+
     def _render_traceback_(self) -> list[str]:
         """Show one line in IPython instead of our own frames."""
-        return [f"{type(self).__name__}: {' '.join(str(self).splitlines())}"]
+        return [f"{type(self).__name__}: {self.line}"]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel with all facts: the usual way would call `__init__` without them."""
@@ -196,3 +201,8 @@ class Interrupted(AgentError, KeyboardInterrupt):
     """The user stopped the run; cells queued behind it do not run, as with any interrupt."""
 
     code = "interrupted"
+
+
+def _visible(char: str) -> str:
+    """Return a character, or a mark for one that would change the screen without being seen."""
+    return char if char.isprintable() else f"⟨U+{ord(char):04X}⟩"

@@ -294,7 +294,8 @@ def test_install_says_what_it_did(capsys, monkeypatch, tmp_path):
         lines.append(capsys.readouterr().out)
 
     assert lines == [
-        f"%%agent is there in every new kernel and terminal, by one line in {file}\n",
+        "%%agent is there in every new kernel and terminal of your default profile, "
+        f"by one line in {file}\n",
         f"the line is there already, in {file}\n",
         f"undone: the line is out of {file}\n",
         f"nothing to undo in {file}\n",

@@ -148,3 +148,11 @@ def test_facts_are_attributes():
 def test_a_missing_extra_says_what_to_install():
     """The line can be pasted into a shell."""
     assert "pip install 'ipy-agent-live[local]'" in str(made("MissingExtra"))
+
+
+def test_a_message_cannot_change_the_screen_that_shows_it():
+    """An endpoint's words may be part of it: what cannot be seen is shown by its code."""
+    error = ResponseFailed("bad \x1b]0;title\x07 word\u202e\nand more")
+
+    assert error.line == "bad ⟨U+001B⟩]0;title⟨U+0007⟩ word⟨U+202E⟩ and more"
+    assert error._render_traceback_() == [f"ResponseFailed: {error.line}"]
