@@ -185,7 +185,7 @@ def _install(options: argparse.Namespace) -> None:
         done = install.remove(file)
         print(f"undone: the line is out of {file}" if done else f"nothing to undo in {file}")
     elif install.add(file):
-        whose = "of your default profile" if options.place == "user" else "of this environment"
+        whose = "of your default profile" if options.place == "user_file" else "of this environment"
         print(f"%%agent is there in every new kernel and terminal {whose}, by one line in {file}")
     else:
         print(f"the line is there already, in {file}")
