@@ -104,12 +104,18 @@ async def answer(
                     hear(Notice(text="the answer does not fit: asking once more", lasting=True))
                     new = [user(f"That does not fit the schema: {misfit}. Answer again.")]
                     conversation.add(new)
-        raise BudgetExceeded(f"the run took {ask.budget_turns} turns: raise budget_turns, or go on")
+        raise BudgetExceeded(
+            f"the run took {ask.budget_turns} turns: raise budget_turns "
+            "(%agent budget --turns N), or go on"
+        )
     except BaseException as error:
         status = _status(error, limit)
         if isinstance(error, TimeoutError) and limit.expired():
             seconds = f"{ask.budget_seconds:g} s"
-            raise BudgetExceeded(f"the run took {seconds}: raise budget_seconds") from None
+            raise BudgetExceeded(
+                f"the run took {seconds}: raise budget_seconds "
+                "(%agent budget --seconds S), or go on"
+            ) from None
         raise
     finally:
         answered = status in ("completed", "incomplete")

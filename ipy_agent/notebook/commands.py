@@ -92,7 +92,8 @@ def _warm(magics: Magics, _: Namespace) -> None:
     from ipy_agent.notebook.terminal import PlainFront  # noqa: PLC0415 (it comes with a run)
 
     magics.session.warm(PlainFront())
-    print(f"warm: {magics.session.describe().splitlines()[2]}")
+    _, where = magics.session.describe().splitlines()[2].split(maxsplit=1)
+    print(f"warm: {where}")
 
 
 def _mode(magics: Magics, options: Namespace) -> None:

@@ -178,14 +178,13 @@ class Connection:
 
 
 async def open_connection(
-    endpoint: Endpoint, address: Address, number: int, limits: Limits
+    endpoint: Endpoint, address: Address, number: int, limits: Limits, *, began: float
 ) -> Connection:
-    """Connect, and say in one line why not.
+    """Connect, which `began` with finding the address, and say in one line why not.
 
     Raises:
         TransportError: nothing answers, or something that does not let us in.
     """
-    began = time.perf_counter()
     socket = await open_socket(endpoint, address)
     return Connection(number, socket, (time.perf_counter() - began) * 1_000, limits)
 

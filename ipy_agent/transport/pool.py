@@ -126,13 +126,16 @@ class Pool:
 
     async def _open(self, request: Request) -> AsyncGenerator[Notice, None]:
         found: Notice | Address | None = None
+        began = time.perf_counter()  # a local server may have to start: that is no model's time
         finding = addresses(self.endpoint, self._locate, model=_model(request))
         async with contextlib.aclosing(finding):
             async for found in finding:
                 if isinstance(found, Notice):
                     yield found
         assert isinstance(found, Address)  # noqa: S101 (it is the last, or it raises)
-        opened = await open_connection(self.endpoint, found, self._opened + 1, self.limits)
+        opened = await open_connection(
+            self.endpoint, found, self._opened + 1, self.limits, began=began
+        )
         opened.model = _model(request)
         self._opened += 1
         self._connections.append(opened)

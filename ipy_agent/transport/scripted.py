@@ -28,7 +28,7 @@ from ipy_agent.protocol.events import (
     ResponseCreated,
     TextDelta,
 )
-from ipy_agent.protocol.items import Chain, Item, text
+from ipy_agent.protocol.items import CALLS, Chain, Item, text
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
 from ipy_agent.protocol.response import Reason, Response, Usage
@@ -127,7 +127,8 @@ class ScriptedTransport:
         number = len(self.requests)
         response = Response(id=f"resp_{number}", model=request.fields.values.get("model"))
         yield ResponseCreated(response=response)
-        output = list(_items(entry, number)) if request.generate else []
+        custom = _custom(request)
+        output = list(_items(entry, number, custom)) if request.generate else []
         for index, item in enumerate(output):
             yield ItemAdded(output_index=index, item=item)
             if item["type"] == "message":
@@ -154,7 +155,13 @@ class ScriptedTransport:
         return Usage.of(input_tokens=cached + words, cached_tokens=cached, output_tokens=said)
 
 
-def _items(entry: Entry, number: int) -> Iterator[Item]:
+def _custom(request: Request) -> frozenset[str]:
+    """Return the names of the tools that are called with a text."""
+    tools = request.fields.values.get("tools", ())
+    return frozenset(tool["name"] for tool in tools if tool.get("type") == "custom")
+
+
+def _items(entry: Entry, number: int, custom: frozenset[str]) -> Iterator[Item]:
     if entry.text:
         yield {
             "type": "message",
@@ -164,12 +171,13 @@ def _items(entry: Entry, number: int) -> Iterator[Item]:
             "content": [{"type": "output_text", "text": entry.text, "annotations": []}],
         }
     for index, call in enumerate(entry.tool_calls or ()):
+        kind = "custom_tool_call" if call.name in custom else "function_call"
         yield {
-            "type": "function_call",
+            "type": kind,
             "id": f"fc_{number}_{index}",
             "call_id": f"call_{number}_{index}",
             "name": call.name,
-            "arguments": call.encoded,
+            CALLS[kind]: call.encoded,
             "status": "completed",
         }
 

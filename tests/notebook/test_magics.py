@@ -800,7 +800,7 @@ def test_warm_has_the_next_cell_reuse_what_it_made(script, ask, tell, capsys):
     transport = script({"text": "a"})
 
     tell("warm")
-    assert capsys.readouterr().out == "warm: connection  scripted (1 turns)\n"
+    assert capsys.readouterr().out == "warm: scripted (1 turns)\n"
     ask("")
 
     assert [request.generate for request in transport.requests] == [False, True]

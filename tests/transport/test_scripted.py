@@ -64,6 +64,20 @@ def test_tool_calls_have_ids_of_their_own(run):
     assert text(output(turns[0])[0]) == "let me see"
 
 
+def test_a_custom_tool_is_called_with_a_text(run):
+    """As the embedded server calls it: what the request offers decides."""
+    fields = Fields({"tools": [{"type": "custom", "name": "sql"}]})
+    script = [{"tool_calls": [{"name": "sql", "arguments": "select 1"}, {"name": "other"}]}]
+    request = Request(fields=fields, input=EMPTY.extend([user("go")]))
+
+    async def asked():
+        return [event async for event in ScriptedTransport(script).stream(request)]
+
+    sql, other = output(run(asked()))
+    assert (sql["type"], sql["input"]) == ("custom_tool_call", "select 1")
+    assert (other["type"], other["arguments"]) == ("function_call", "{}")
+
+
 def test_past_its_end_the_last_prompt_is_echoed(run):
     """A script that is empty answers every prompt with itself."""
     assert [text(output(events)[0]) for events in run(talk(ScriptedTransport(), "a", "b"))] == [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import time
 
 import pytest
 from websockets.protocol import State
@@ -260,6 +262,24 @@ def test_the_local_server_is_located_at_the_first_turn(run, peer):
     assert sent(second).reused
     assert asked == ["m"]
     assert other.seen[0].headers["Authorization"] == "Bearer the-token"
+
+
+def test_connecting_begins_with_locating(run, peer):
+    """A local server that has to start first takes its time from nobody's model."""
+    other = peer([answer("resp_1", "1")])
+    took = []
+
+    async def locate(notice, *, model):  # noqa: ARG001
+        began = time.perf_counter()
+        hashlib.pbkdf2_hmac("sha256", b"work", b"for a while", 20_000)
+        took.append((time.perf_counter() - began) * 1_000)
+        return other.url, None
+
+    async def main():
+        async with Talk(Endpoint.named("local"), locate=locate) as talk:
+            return await talk.ask("one")
+
+    assert sent(run(main())).connect_ms >= took[0]
 
 
 def test_a_turn_that_is_given_up_stops_locating(run):
