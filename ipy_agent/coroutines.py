@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from ipy_agent.errors import ToolError
 
-__all__ = ["awaited", "settle"]
+__all__ = ["awaited", "settle", "settled"]
 
 T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
@@ -56,6 +56,21 @@ def awaited(coroutine: Coroutine[Any, Any, T]) -> T:
     if interrupt.asked:
         raise KeyboardInterrupt
     return result
+
+
+def settled(value: Any) -> Any:
+    """Return a value, or what it comes to: a coroutine's result, a future's.
+
+    Nothing else is awaited: some have an `__await__` and are values all the same, such as Dask's
+    futures outside an asynchronous client.
+    """
+    if asyncio.isfuture(value):
+        return awaited(_outcome(value))
+    return awaited(value) if isinstance(value, Coroutine) else value
+
+
+async def _outcome(future: asyncio.Future[T]) -> T:
+    return await future
 
 
 def settle(home: Callable[[], Loop]) -> None:

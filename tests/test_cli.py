@@ -293,9 +293,9 @@ def test_install_says_what_it_did(capsys, monkeypatch, tmp_path):
         assert main(["install", "--user", *more]) == 0
         lines.append(capsys.readouterr().out)
 
+    there = "%%agent is there in every new kernel and terminal of your default profile"
     assert lines == [
-        "%%agent is there in every new kernel and terminal of your default profile, "
-        f"by one line in {file}\n",
+        f"{there}, by one line in {file}\n",
         f"the line is there already, in {file}\n",
         f"undone: the line is out of {file}\n",
         f"nothing to undo in {file}\n",

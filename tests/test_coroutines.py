@@ -14,7 +14,7 @@ import threading
 import pytest
 
 from ipy_agent import coroutines
-from ipy_agent.coroutines import awaited, settle
+from ipy_agent.coroutines import awaited, settle, settled
 from ipy_agent.errors import ToolError
 
 SECONDS = 20
@@ -83,6 +83,38 @@ def test_a_settled_thread_uses_the_loop_it_settled_on(home):
     """Only that thread does."""
     assert awaited(loop_here()) is home
     assert on_a_thread(lambda: awaited(loop_here())) is not home
+
+
+class Held:
+    """As a future of Dask's: it has an `__await__`, and outside its own client it is a value."""
+
+    def __await__(self):
+        raise AssertionError
+
+
+def test_a_coroutine_and_a_future_are_awaited_and_nothing_else(home):
+    """A future that failed raises its error; anything else is its own value."""
+    future, failed, held = home.create_future(), home.create_future(), Held()
+    home.call_soon(future.set_result, 1)
+    home.call_soon(failed.set_exception, KeyError("no"))
+
+    assert settled(future) == 1
+    assert settled(home.create_task(asyncio.sleep(0, 2))) == 2
+    assert settled(asyncio.sleep(0, 3)) == 3
+    assert settled(held) is held
+    with pytest.raises(KeyError):
+        settled(failed)
+
+
+def test_an_interrupt_cancels_the_future_that_is_awaited(home):
+    """As an `await` of it would."""
+    future = home.create_future()
+    home.call_later(0.01, interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        settled(future)
+
+    assert future.cancelled()
 
 
 @pytest.mark.usefixtures("home")

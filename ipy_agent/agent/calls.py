@@ -7,7 +7,7 @@ told to the model, a refusal too. Only an interrupt also ends the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from ipy_agent.agent.approval import Allowances, Question, Reply, Verdict, question, verdict
 from ipy_agent.agent.schemas import told_of
 from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of
-from ipy_agent.coroutines import awaited
+from ipy_agent.coroutines import settled
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.protocol.items import CALLS, Item
 from ipy_agent.settings import Mode
@@ -180,11 +180,12 @@ def _refused(text: str, approval_ms: float | None = None) -> _Run:
 def _ran(tool: Tool, bound: dict[str, object], approval: str, approval_ms: float | None) -> _Run:
     began = time.perf_counter()
     try:
-        value = tool.function(**bound)
-        result = result_of(awaited(value) if isinstance(value, Coroutine) else value)
+        result = result_of(settled(tool.function(**bound)))
         status = "failed" if result.failed else "completed"
-    except KeyboardInterrupt:
-        result, status = Result(INTERRUPTED, failed=True), "interrupted"
+    except KeyboardInterrupt as interrupt:
+        # Its arguments are what the tool has to say of what it did until then.
+        said = [INTERRUPTED, *(one for one in interrupt.args if one and isinstance(one, str))]
+        result, status = Result("\n".join(said), failed=True), "interrupted"
     except BaseException as error:  # noqa: BLE001 (whatever a tool raises goes to the model)
         result, status = Result(told_of(error), failed=True), "failed"
     return _Run(result, status, approval, approval_ms, _ms_since(began))

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
+import msgspec
+
 from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.agent.calls import Outcome, Worker
 from ipy_agent.agent.early import Hear, Perform
@@ -48,7 +50,7 @@ class Front(Protocol):
         """Hold while the run goes on; an interrupt then calls `stop`."""
 
     def working(self) -> AbstractContextManager[object]:
-        """Hold while a tool runs; an interrupt is then the tool's."""
+        """Hold while a tool runs; an interrupt then raises, and calls `stop` as well."""
 
 
 class Quiet:
@@ -123,18 +125,18 @@ def attend(
         inbox.put(None)
 
     run = background.start(begin(perform, hear), done=inbox.put)
-    try:
-        with front.waiting(stop):
+    with front.waiting(stop):  # also while it is ended: to ask again changes nothing
+        try:
             ended: T = _see_through(inbox, stops, worker, front, background).result()
-            return ended
-    except BaseException as error:
-        background.check()
-        run.cancel()
-        with contextlib.suppress(BaseException):  # its end is not the news any more
-            run.result.exception(STOP_SECONDS)
-        if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
-            raise Interrupted("interrupted") from None
-        raise
+        except BaseException as error:
+            background.check()
+            run.cancel()
+            with contextlib.suppress(BaseException):  # its end is not the news any more
+                run.result.exception(STOP_SECONDS)
+            if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
+                raise Interrupted("interrupted") from None
+            raise
+        return ended
 
 
 def _see_through(
@@ -145,6 +147,7 @@ def _see_through(
     background: Background,
 ) -> concurrent.futures.Future[Any]:
     """Take out of the inbox what happens, until the run ended or the user stopped it."""
+    told = 0  # of the stops, those that the run has heard of
     while True:
         try:
             message = inbox.get(timeout=TICK_SECONDS)
@@ -157,10 +160,17 @@ def _see_through(
                 outcome = None if stops else worker.carry_out(message.call)
             background.check()  # a tool may fork: the run is the parent's
             if outcome is not None:
-                message.done(outcome)
+                message.done(_as_stopped(outcome) if stops else outcome)
+                told = len(stops)  # the run ends by itself, once it has taken the output
         elif isinstance(message, concurrent.futures.Future):
             return message
         elif message is not None:
             front.show(message)
-        if stops:
+        if len(stops) > told:
             raise Interrupted("interrupted")
+
+
+def _as_stopped(outcome: Outcome) -> Outcome:
+    """Return what came of a call that lived through its interrupt: it ends the run all the same."""
+    ended = msgspec.structs.replace(outcome.ended, status="interrupted")
+    return msgspec.structs.replace(outcome, ended=ended)

@@ -45,7 +45,7 @@ from ipy_agent.protocol.events import (
 )
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.items import text as text_of
-from ipy_agent.records import Recorder
+from ipy_agent.records import Recorder, TurnRecord
 from ipy_agent.rendering import Growing
 from ipy_agent.trace import (
     Notice,
@@ -85,10 +85,11 @@ class CellFront:
         self._thoughts: dict[int, Thoughts] = {}
         self._kinds: dict[str, str] = {}
         self._remarked: set[str] = set()
+        self._answered: TurnRecord | None = None  # the turn whose line is still to come
         self._status: str | None = "beginning"
         self._heard = clock()
         self._recorder = recorder
-        self._stop = Stop()
+        self.interrupts = self._stop = Stop()
         self._panel = Panel(recorder, self._stop, clock=clock)
         self._screen = Screen(self._panel.widget, clock)
 
@@ -110,7 +111,7 @@ class CellFront:
             self._refresh(now=True)
             with interrupts_raise():
                 said = asked(question)
-        self._refresh(now=True)
+        self._refresh()
         if said is Reply.NOBODY:
             self.show(Notice(text=how_to_allow(question.tool), lasting=True))
         return said
@@ -121,19 +122,25 @@ class CellFront:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         with self._stop.working():
-            self._refresh(now=True)
+            # A tool may keep us busy: the cell has to show it, the panel follows at its own pace.
+            self._panel.refresh(whole=True)
+            self._screen.refresh(self._sign(), now=True)
             with self._screen.working():
                 yield
 
     def close(self) -> None:
-        """Leave all displays static, with or without an answer; none, if nothing began."""
+        """Leave all displays static, with or without an answer; none, if nothing began.
+
+        The widget goes first: whatever may come in between, a saved notebook has no dead one.
+        """
         self._status = None
+        self._tell_turn()
         for call in self._open_calls():
             call.cut_off()
             self._screen.change(call)
         if self._screen:
-            self._refresh(now=True)
             self._screen.end(self._panel.static())
+            self._screen.refresh("", now=True)
         self._panel.close()
         Board.refresh(self._recorder)
 
@@ -190,7 +197,7 @@ class CellFront:
                 self._screen.drop(streamed.pop(index))
         self._whole(said)
         if (row := row_of(self._recorder, event.response.id)) is not None:
-            self._screen.add(Footer(row))
+            self._answered = row
 
     def _whole(self, items: dict[int, Item]) -> None:
         self._kinds |= kinds(items.values())
@@ -232,7 +239,14 @@ class CellFront:
             self._remarked.add(event.text)
             self._screen.add(Remark(event.text))
 
+    def _tell_turn(self) -> None:
+        """Add the line of the turn that was answered, below its calls."""
+        row, self._answered = self._answered, None
+        if row is not None:
+            self._screen.add(Footer(row))
+
     def _asking(self, _: TurnBegan) -> None:
+        self._tell_turn()
         self._texts, self._thoughts = {}, {}
         self._status = "asking"
 
@@ -244,7 +258,11 @@ class CellFront:
         self._texts, self._thoughts = {}, {}
         self._status = "thinking"
 
-    def _over(self, _: ResponseEnded | RunEnded) -> None:
+    def _over(self, _: ResponseEnded) -> None:
+        self._status = ""
+
+    def _ran(self, _: RunEnded) -> None:
+        self._tell_turn()
         self._status = ""
 
     _TAKES: ClassVar[dict[type, Callable[[CellFront, Any], None]]] = {
@@ -259,5 +277,5 @@ class CellFront:
         TurnBegan: _asking,
         RequestSent: _thinking,
         ResponseEnded: _over,
-        RunEnded: _over,
+        RunEnded: _ran,
     }

@@ -92,7 +92,7 @@ def _warm(magics: Magics, _: Namespace) -> None:
     from ipy_agent.notebook.terminal import PlainFront  # noqa: PLC0415 (it comes with a run)
 
     magics.session.warm(PlainFront())
-    _, where = magics.session.describe().splitlines()[2].split(maxsplit=1)
+    where = magics.session.describe().splitlines()[2].split(maxsplit=1)[1]
     print(f"warm: {where}")
 
 

@@ -1,7 +1,8 @@
 """The user's interrupt: an end of the run while it waits, the tool's own while one runs.
 
 While a run waits, SIGINT only asks it to stop, so that what is under way ends in order;
-around a tool Python's own handler is back, and the tool gets a KeyboardInterrupt.
+around a tool it raises a KeyboardInterrupt, as Python does, and asks the run as well, in case the
+tool lives through it. When the run is over it is only noted, until the cell shows how it ended.
 """
 
 from __future__ import annotations
@@ -12,7 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Gate", "interrupts_call", "interrupts_go_to", "interrupts_raise"]
+from ipy_agent.errors import Interrupted
+
+__all__ = ["Gate", "Interrupts", "interrupts_call", "interrupts_go_to", "interrupts_raise"]
+
+PATIENCE = 5
+"""At which press an interrupt raises all the same while a cell is closed: something may hang."""
 
 
 class Gate:
@@ -40,6 +46,60 @@ class Gate:
         self.asked = True
         if self._open:
             raise KeyboardInterrupt
+
+
+class Interrupts:
+    """Whose an interrupt is, from the beginning of one run until its cell is closed."""
+
+    def __init__(self) -> None:
+        self._stop: Callable[[], None] | None = None
+        self._waited = False
+        self._noted = 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within this context an interrupt that comes when the run is over ends nothing half-way.
+
+        Before the run waits for the first time one raises at once.
+
+        Raises:
+            Interrupted: there was one, and nothing else went wrong.
+        """
+        with interrupts_go_to(self._note):
+            try:
+                yield
+            except Interrupted:
+                raise
+            except KeyboardInterrupt:
+                raise Interrupted("interrupted") from None
+            if self._noted:
+                raise Interrupted("interrupted")
+
+    @contextlib.contextmanager
+    def waiting(self, stop: Callable[[], None]) -> Iterator[None]:
+        """Within this context an interrupt calls `stop`."""
+        self._stop, self._waited = stop, True
+        try:
+            with interrupts_call(stop):
+                yield
+        finally:
+            self._stop = None
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Within this context an interrupt is the tool's and, if it lives through it, the run's."""
+        with interrupts_go_to(self._strike):
+            yield
+
+    def _note(self, *_: object) -> None:
+        self._noted += 1
+        if not self._waited or self._noted >= PATIENCE:
+            raise KeyboardInterrupt
+
+    def _strike(self, *_: object) -> None:
+        if self._stop is not None:
+            self._stop()
+        raise KeyboardInterrupt
 
 
 def interrupts_call(stop: Callable[[], None]) -> contextlib.AbstractContextManager[None]:

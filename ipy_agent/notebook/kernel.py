@@ -1,9 +1,9 @@
 """The kernel's own tools: `python` runs code in the user's namespace, `inspect` looks at it.
 
 Both run on the main thread, where output belongs to the cell that is running. What the code
-prints, shows and raises goes to the model as text and, bounded, into the cell; pictures
-are shown in the cell where they arise, and to models that take them. Code with `await` runs on
-the loop that a cell's `await` runs on; code without it never meets a loop.
+prints, shows and raises goes to the model as text and, bounded, into the cell; pictures and
+pages are shown in the cell where they arise, and pictures to models that take them. Code with
+`await` runs on the loop that a cell's `await` runs on; code without it never meets a loop.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import re
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from types import ModuleType
@@ -18,19 +19,18 @@ from typing import Annotated, Any
 
 from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import CapturedIO, RichOutput, capture_output
 from msgspec import Meta
 
 from ipy_agent.agent.tools import Result, Tool, tool_of
 from ipy_agent.coroutines import awaited, settle
 from ipy_agent.errors import ToolError
+from ipy_agent.notebook.capture import captured
 from ipy_agent.notebook.interrupt import Gate, interrupts_go_to
 from ipy_agent.notebook.preview import brief, preview, shown
+from ipy_agent.notebook.substitutes import replaced
 
 __all__ = ["kernel_tools"]
 
-TRACEBACK_LINES = 12
-PICTURES = 4
 CHANGES = 12
 WAIT_SECONDS = 120.0
 
@@ -39,7 +39,6 @@ _ONE_AT_A_TIME = threading.RLock()
 
 # `np.float64(4.2)` says no more than `4.2`, and small models copy it.
 _NUMPY = re.compile(r"\bnp\.(?:float|int|uint|bool|str)\w*\(([^()]*)\)")
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 def kernel_tools(shell: InteractiveShell) -> list[Tool]:
@@ -96,22 +95,48 @@ def _run_alone(shell: InteractiveShell, code: str) -> Result:
         interrupts_go_to(gate),
         _called_before_code(shell, gate.open),
         _awaiting(shell),
-        _tracebacks(shell) as raised,
-        capture_output() as captured,
+        _kept_from_code(shell),
+        captured(shell) as capture,
     ):
         ended = shell.run_cell(code, store_history=False)
     error = ended.error_before_exec or ended.error_in_exec
-    if gate.asked or isinstance(error, KeyboardInterrupt):
-        # IPython swallows it; the run has to know.
-        raise KeyboardInterrupt
-    for output in captured.outputs:
-        if _is_rich(output):
-            output.display()
-    said = [part.strip("\n") for part in (*_said(captured), *raised) if part.strip()]
+    interrupted = gate.asked or isinstance(error, KeyboardInterrupt)
+    capture.display()
+    said = capture.texts(raised=not interrupted)
     tell = brief if said else shown
     made = [f"{name}: {tell(value)}" for name, value in _changed(shell, before)]
     text = _NUMPY.sub(r"\1", "\n".join(said + made))
-    return Result(text or "(no output)", pictures=_pictures(captured), failed=error is not None)
+    if interrupted:
+        # IPython swallows it; the run has to know, and the model what there was until then.
+        raise KeyboardInterrupt(text)
+    return Result(text or "(no output)", pictures=capture.pictures(), failed=error is not None)
+
+
+@contextlib.contextmanager
+def _kept_from_code(shell: InteractiveShell) -> Iterator[None]:
+    """Keep from the code what is the user's: to end the kernel, and what the next cell holds.
+
+    What it pages, such as help, is printed: a pager would wait for the user.
+    """
+    with (
+        replaced(shell, ask_exit=_refuse_exit, set_next_input=_refuse_payload),
+        replaced(shell.payload_manager, write_payload=_refuse_payload),
+        replaced(shell.hooks, show_in_pager=_print_page),
+    ):
+        yield
+
+
+def _refuse_exit() -> None:
+    raise ToolError("not run: ending the kernel is left to the user")
+
+
+def _refuse_payload(*_: object, **__: object) -> None:
+    raise ToolError("not run: a tool puts nothing into the user's cells; print it instead")
+
+
+def _print_page(data: Any, **_: object) -> None:
+    text = data.get("text/plain", "") if isinstance(data, dict) else data
+    sys.stdout.write(f"{text}\n")
 
 
 class _Caller(ast.NodeTransformer):
@@ -158,51 +183,6 @@ def _at_home(coroutine: Coroutine[Any, Any, Any]) -> Any:
             "do it without await, or from a cell's own thread"
         )
     return awaited(coroutine)
-
-
-@contextlib.contextmanager
-def _tracebacks(shell: InteractiveShell) -> Iterator[list[str]]:
-    """Collect tracebacks as text; a kernel would publish them past any capture."""
-    raised: list[str] = []
-
-    def collect(_type: Any, _value: Any, lines: list[str]) -> None:
-        plain = _ANSI.sub("", "\n".join(lines)).splitlines()
-        raised.append("\n".join(plain[-TRACEBACK_LINES:]))
-
-    vars(shell)["_showtraceback"] = collect  # IPython has no other way in
-    try:
-        yield raised
-    finally:
-        del vars(shell)["_showtraceback"]
-
-
-def _said(captured: CapturedIO) -> Iterator[str]:
-    yield captured.stdout
-    yield captured.stderr
-    for output in captured.outputs:
-        picture = output.data.get("image/png") or output.data.get("image/jpeg")
-        yield "(a picture, shown to the user)" if picture else output.data.get("text/plain", "")
-
-
-def _is_rich(output: RichOutput) -> bool:
-    """Whether an output is more than text: a picture, a widget, an interactive chart."""
-    return any(
-        kind.startswith(("image/", "application/")) and kind != "application/json"
-        for kind in output.data
-    )
-
-
-def _pictures(captured: CapturedIO) -> list[str]:
-    found = [output.data["image/png"] for output in captured.outputs if "image/png" in output.data]
-    return [f"data:image/png;base64,{_one_line(png)}" for png in found[:PICTURES]]
-
-
-def _one_line(png: Any) -> str:
-    if isinstance(png, bytes):
-        import base64  # noqa: PLC0415 (pictures are rare)
-
-        return base64.b64encode(png).decode()
-    return "".join(str(png).split())
 
 
 def _changed(shell: InteractiveShell, before: dict[str, Any]) -> list[tuple[str, Any]]:

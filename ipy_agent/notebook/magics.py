@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -127,10 +128,8 @@ class AgentMagics(Magics):
             display(bundle(self.session.rehearse(prompt, **wanted)), raw=True)
             return
         front = self._front(json="schema" in wanted)
-        try:
+        with front.interrupts.held(), closing(front):
             answer = self.session.run(prompt, front=front, **wanted)
-        finally:
-            front.close()
         if name is not None:
             self._names[name] = answer.value if "schema" in wanted else answer.text
 

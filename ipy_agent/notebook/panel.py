@@ -23,6 +23,8 @@ from ipy_agent.tables.picture import LIVE, LIVE_CLASS
 __all__ = ["Board", "Panel", "heard_at_once"]
 
 ROOM = 8_192
+BURST, BYTES_A_SECOND = 500_000, 50_000
+"""How many characters may be sent ahead of a tool's work at once, and in the long run."""
 VIEWS = ("turns", "cells", "tools")
 
 
@@ -56,7 +58,8 @@ class Panel:
         self._draws = (views.turns, views.cells, views.calls)
         self._clock = clock
         self._every = every
-        self._due = clock()
+        self._due = self._spent_at = clock()
+        self._spent = 0.0
         self.button = Button(description="Stop", icon="stop", tooltip="End this run")
         self.button.on_click(stop)
         self.tabs = Tab([HTML() for _ in VIEWS], titles=VIEWS, selected_index=0)
@@ -65,18 +68,23 @@ class Panel:
         for one in (self.button, self.tabs):
             heard_at_once(one.comm)
 
-    def refresh(self, *, force: bool = False) -> bool:
+    def refresh(self, *, force: bool = False, whole: bool = False) -> bool:
         """Draw the view that is looked at, if it is time; return whether it was.
 
-        If `force` is set, it is time, and for all views: what comes next may keep us busy.
+        If `whole` is set, what comes next may keep us busy: then all views are drawn at once,
+        unless that was too much of late. If `force` is set, they are in any case.
         """
         now = self._clock()
+        self._spent = max(0.0, self._spent - (now - self._spent_at) * BYTES_A_SECOND)
+        self._spent_at = now
+        force = force or (whole and self._spent < BURST)
         if now < self._due and not force:
             return False
         self._due = now + self._every
         for at, (draw, shown) in enumerate(zip(self._draws, self.tabs.children, strict=True)):
             if force or at == self.tabs.selected_index:
                 shown.value = draw().html(ROOM, live=True)
+                self._spent += len(shown.value) if force else 0
         return True
 
     def static(self) -> dict[str, str]:

@@ -151,6 +151,8 @@ class Footer(Remark):
         told, tokens = [f"turn {row.turn}"], []
         if row.latency_ms is not None:
             told.append(f"{row.latency_ms / 1000:,.2f} s")
+        if row.tool_ms is not None:
+            told.append(f"tools {row.tool_ms / 1000:,.2f} s")
         if row.input_tokens is not None:
             cached = "" if row.hit_rate is None else f" ({rate(row.hit_rate)} cached)"
             tokens.append(f"{row.input_tokens:,} in{cached}")

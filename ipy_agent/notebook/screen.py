@@ -1,10 +1,11 @@
 """An answer on the screen: parts in their order, brought up to date seldom enough to stay cheap.
 
-The parts between two figures are a segment, in a display of its own, so that a figure is sent
-once and what a segment says is sent again only while it changes.
+Parts that follow each other are a segment, in a display of its own. It ends at a figure, so that
+this is sent once, and when it is full, so that a run of many calls does not send them all at each.
 
-Rule: the screen is brought up to date at most 20 times a second, and less often the more there is
-to send: an answer takes a bounded share of the wire.
+Rule: a stream brings the screen up to date at most 20 times a second, and less often the more there
+is to send: an answer takes a bounded share of the wire. Only what a tool is about to do is shown at
+once, since nothing could show it while the tool runs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ __all__ = ["Screen"]
 
 EVERY = 0.05
 BYTES_A_SECOND = 50_000
+FULL = 4_000
+"""How many characters a segment holds until the next part begins another."""
 
 # Where a notebook is exported as Markdown, HTML ends at the first blank line.
 _BLANK = re.compile(r"\n(?=[ \t]*\n)")
@@ -35,6 +38,7 @@ class _Segment:
         self.parts: list[Part] = []
         self.handle: DisplayHandle | None = None
         self.due = True
+        self.size = 0
 
     def bundle(self, sign: str) -> dict[str, str]:
         """Return the parts as a mime bundle, and below them the sign of life."""
@@ -74,8 +78,8 @@ class Screen:
             yield from reversed(segment.parts)
 
     def add(self, part: Part) -> None:
-        """Put a part at the end: below a figure in a display of its own."""
-        if self._is_cut:
+        """Put a part at the end: below a figure, or what is full, in a display of its own."""
+        if self._is_cut or self._segments[-1].size >= FULL:
             self._segments[-1].due = True  # the sign of life goes to the new one
             self._segments.append(_Segment())
             self._is_cut = False
@@ -135,7 +139,10 @@ class Screen:
         self._pause = max(EVERY, 20 * (self._shown - began), size / BYTES_A_SECOND)
 
     def end(self, bundle: dict[str, str]) -> None:
-        """Leave a mime bundle in the place of the widget below."""
+        """Leave a mime bundle in the place of the widget below; nothing is added any more above."""
+        for segment in self._segments:
+            if segment.handle is None:
+                self._send(segment)
         self._outputs.end(bundle)
 
     def _send(self, segment: _Segment) -> int:
@@ -146,7 +153,8 @@ class Screen:
             segment.handle = self._outputs.put(bundle)
         else:
             segment.handle.update(bundle, raw=True)
-        return sum(map(len, bundle.values()))
+        segment.size = sum(map(len, bundle.values()))
+        return segment.size
 
     def _home(self, part: Part) -> _Segment:
         return next(one for one in reversed(self._segments) if part in one.parts)

@@ -12,21 +12,21 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
-from ipy_agent.notebook.interrupt import interrupts_call, interrupts_raise
+from ipy_agent.notebook.interrupt import Interrupts
 
 __all__ = ["Stop"]
 
 
-class Stop:
+class Stop(Interrupts):
     """Ends a run when it is called; does nothing while none goes on."""
 
     def __init__(self) -> None:
-        self._stop: Callable[[], None] | None = None
+        super().__init__()
         self._in_tool = False
         self._lock = threading.Lock()
 
@@ -40,22 +40,12 @@ class Stop:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     @contextlib.contextmanager
-    def waiting(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Within this context an interrupt calls `stop`, and so does this."""
-        self._stop = stop
-        try:
-            with interrupts_call(stop):
-                yield
-        finally:
-            self._stop = None
-
-    @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Within this context an interrupt raises KeyboardInterrupt, and so does this."""
+        """Within this context an interrupt raises in the tool, and so does this."""
         if threading.current_thread() is not threading.main_thread():
             yield  # a signal would interrupt something else
             return
-        with interrupts_raise(), _clicks_arrive():
+        with super().working(), _clicks_arrive():
             self._in_tool = True
             try:
                 yield

@@ -9,14 +9,17 @@ Rule 1: nothing that a model or a tool said reaches the terminal but through `re
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+import msgspec
+
 from ipy_agent import rendering
 from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.agent.tools import bounded
-from ipy_agent.notebook.interrupt import interrupts_call, interrupts_raise
+from ipy_agent.notebook.interrupt import Interrupts, interrupts_raise
 from ipy_agent.notebook.parts import SHOWN, Footer, kinds, row_of, source, summary
 from ipy_agent.notebook.questions import asked_in_terminal, how_to_allow, listed
 from ipy_agent.protocol.events import (
@@ -29,10 +32,12 @@ from ipy_agent.protocol.events import (
 )
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.items import text as text_of
-from ipy_agent.records import Recorder
-from ipy_agent.trace import Notice, RequestSent, RunEnded, ToolBegan, ToolEnded, Trace
+from ipy_agent.records import Recorder, TurnRecord
+from ipy_agent.trace import Notice, RequestSent, RunEnded, ToolBegan, ToolEnded, Trace, TurnBegan
 
 __all__ = ["PlainFront"]
+
+SILENT_SECONDS = 2
 
 
 class PlainFront:
@@ -40,10 +45,18 @@ class PlainFront:
 
     Args:
         recorder: whose rows tell what a turn took; without one nothing does.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, recorder: Recorder | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.interrupts = Interrupts()
         self._recorder = recorder
+        self._clock = clock
+        self._sent: float | None = None  # when what is waited for was asked
+        self._sign = ""
+        self._answered: TurnRecord | None = None  # the turn whose line is still to come
         self._fresh = True
         self._streamed: set[int] = set()
         self._thought: dict[int, int] = {}
@@ -56,9 +69,18 @@ class PlainFront:
             take(self, event)
 
     def tick(self) -> None:
-        pass
+        """Tell that we are alive: on a terminal, in a line that gives way to what comes."""
+        if self._sent is None or not self._fresh or not sys.stdout.isatty():
+            return
+        seconds = int(self._clock() - self._sent)
+        sign = f"thinking … {seconds} s"
+        if seconds >= SILENT_SECONDS and sign != self._sign:
+            self._sign = sign
+            sys.stdout.write(f"\r{sign}")
+            sys.stdout.flush()
 
     def approve(self, question: Question) -> Reply:
+        self._erase()
         self._end_line()
         with interrupts_raise():
             said = asked_in_terminal(question, shown=self._shown == question.code)
@@ -67,12 +89,15 @@ class PlainFront:
         return said
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
-        return interrupts_call(stop)
+        return self.interrupts.waiting(stop)
 
     def working(self) -> AbstractContextManager[object]:
-        return interrupts_raise()
+        self._erase()
+        return self.interrupts.working()
 
     def close(self) -> None:
+        self._tell_turn()
+        self._erase()
         self._end_line()
 
     # what each kind of event means for the terminal
@@ -103,9 +128,9 @@ class PlainFront:
         self._whole(
             {at: item for at, item in output.items() if not seen.get(str(item.get("type")))}
         )
-        row = None if self._recorder is None else row_of(self._recorder, event.response.id)
-        if row is not None:
-            self._line(Footer(row).plain())
+        self._sent = None
+        if self._recorder is not None:
+            self._answered = row_of(self._recorder, event.response.id)
 
     def _whole(self, items: dict[int, Item]) -> None:
         """Print the messages and thoughts that were not streamed."""
@@ -124,7 +149,10 @@ class PlainFront:
 
     def _began(self, event: ToolBegan) -> None:
         said, language = source(event, self._kinds.get(event.call_id))
+        if language == "json":
+            said, language = _as_asked(event.name, said), "python"
         self._line(f"[{event.name}]")
+        self._sent = None
         sys.stdout.write(f"{listed(said, language)}\n")
         sys.stdout.flush()
         self._shown = said
@@ -132,10 +160,28 @@ class PlainFront:
     def _ended(self, event: ToolEnded) -> None:
         self._line(f"-> {bounded(event.output, SHOWN)}")
 
-    def _over(self, _: RequestSent | RunEnded) -> None:
+    def _asking(self, _: TurnBegan) -> None:
+        self._tell_turn()
+
+    def _waits(self, _: RequestSent) -> None:
+        self._anew()
+        self._sent = self._clock()
+
+    def _over(self, _: RunEnded) -> None:
+        self._anew()
+        self._tell_turn()
+        self._sent = None
+
+    def _anew(self) -> None:
         self._streamed.clear()
         self._thought.clear()
         self._end_line()
+
+    def _tell_turn(self) -> None:
+        """Print the line of the turn that was answered, below its calls."""
+        row, self._answered = self._answered, None
+        if row is not None:
+            self._line(Footer(row).plain())
 
     _TAKES: ClassVar[dict[type, Callable[[PlainFront, Any], None]]] = {
         TextDelta: _text,
@@ -146,7 +192,8 @@ class PlainFront:
         Notice: _notice,
         ToolBegan: _began,
         ToolEnded: _ended,
-        RequestSent: _over,
+        TurnBegan: _asking,
+        RequestSent: _waits,
         RunEnded: _over,
     }
 
@@ -160,8 +207,24 @@ class PlainFront:
         if not self._fresh:
             self._write("\n")
 
+    def _erase(self) -> None:
+        """Take the sign of life away."""
+        if self._sign:
+            sys.stdout.write(f"\r{' ' * len(self._sign)}\r")
+            sys.stdout.flush()
+            self._sign = ""
+
     def _write(self, text: str) -> None:
+        self._erase()
         said, self._shown = rendering.plain(text), None
         sys.stdout.write(said)
         sys.stdout.flush()
         self._fresh = said.endswith("\n") if said else self._fresh
+
+
+def _as_asked(name: str, arguments: str) -> str:
+    """Return a call as a question puts it, so that it need not be said again when that is asked."""
+    told = msgspec.json.decode(arguments)
+    if not isinstance(told, dict):
+        return arguments
+    return f"{name}({', '.join(f'{one}={value!r}' for one, value in told.items())})"

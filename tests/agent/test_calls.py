@@ -11,6 +11,7 @@ import pytest
 from ipy_agent.agent.approval import Allowances, Reply
 from ipy_agent.agent.calls import INTERRUPTED, NOBODY, Worker, cut_off
 from ipy_agent.agent.tools import Result, tool_of
+from ipy_agent.coroutines import settled
 from ipy_agent.endpoints import Endpoint
 
 HERE = Endpoint(name="here", url="http://127.0.0.1:1/v1")
@@ -273,6 +274,37 @@ def test_an_interrupt_in_a_tool_leaves_its_effects_unknown():
     assert "side effects unknown" in INTERRUPTED
     assert (outcome.ended.approval, outcome.ended.status) == ("auto", "interrupted")
     assert outcome.ended.duration_ms >= 0
+
+
+def test_an_interrupted_tool_may_say_what_it_did():
+    """It stands in the KeyboardInterrupt, and is bounded as any output."""
+
+    def act():
+        """Act."""
+        raise KeyboardInterrupt("one row\n" + "x" * 10_000, 3)
+
+    one, _ = worker(endpoint=dataclasses.replace(HERE, output_limit=300), act=act)
+
+    outcome = one.carry_out(call("act"))
+    assert outcome.output.startswith(f"{INTERRUPTED}\none row\nxx")
+    assert len(outcome.output) < 400
+    assert outcome.ended.output == f"{INTERRUPTED}\none row\n{'x' * 10_000}"
+
+
+def test_a_tool_may_return_a_future():
+    """It is awaited as a coroutine is."""
+
+    async def later():
+        """Return something that is to come."""
+        return asyncio.gather(asyncio.sleep(0, 1), asyncio.sleep(0, 2))
+
+    def now():
+        """Return what a loop has yet to do."""
+        return settled(later())
+
+    one, _ = worker(now=now)
+
+    assert one.carry_out(call("now")).output == "[1,2]"
 
 
 class UnsayableError(Exception):

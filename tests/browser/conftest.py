@@ -139,9 +139,9 @@ def shot(page, tmp_path: Path):
     return take
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A headless Chromium of the system; its event loop must not outlive these tests."""
+    """A headless Chromium of the system, for a module: its loop must not outlive the tests."""
     if CHROMIUM is None:
         pytest.skip("there is no chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright

@@ -28,6 +28,7 @@ class Cell:
     status: str = ""
     outputs: list[dict[str, Any]] = field(default_factory=list)
     updates: int = 0
+    cleared: int = 0
 
     @property
     def stdout(self) -> str:
@@ -58,6 +59,8 @@ class Cell:
             for output in self.outputs:
                 if output.get("id") == name:
                     output["data"] = content["data"]
+        elif kind == "clear_output":
+            self.cleared += 1
         elif kind == "error":
             self.outputs.append({"type": kind, "lines": content["traceback"]})
 

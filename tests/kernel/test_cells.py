@@ -166,7 +166,9 @@ def test_an_interrupt_in_a_tool_ends_the_tool_and_the_run(kernel, serve):
         "s = __import__('ipy_agent').session()\n"
         "print(s.tools['status'].iloc[-1], s.tools['output'].iloc[-1])"
     )
-    assert frames.stdout.strip() == "interrupted interrupted by the user; side effects unknown"
+    said, made = frames.stdout.strip().splitlines()
+    assert said == "interrupted interrupted by the user; side effects unknown"
+    assert made == "k: IPythonKernel"
 
 
 def test_a_tool_defined_in_a_cell_is_on_offer_in_the_next(kernel, serve):

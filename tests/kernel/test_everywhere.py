@@ -191,7 +191,8 @@ def test_a_file_that_ipython_runs(serve, tmp_path, environment):
 
     said = seen([sys.executable, "-m", "IPython", file], env=environment)
 
-    assert "[python]\nmade = 6 * seven\nmade\n-> 42\nmade: int 42\nIt is **42**.\n" in said
+    called = said.index("[python]\nmade = 6 * seven\nmade\n-> 42\nmade: int 42\n[turn 1 ")
+    assert called < said.index("\nIt is **42**.\n[turn 2 ")
     assert said.endswith(TOLD)
     assert "\x1b" not in said
 

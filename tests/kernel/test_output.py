@@ -29,13 +29,107 @@ def test_figures_stand_where_they_arose(kernel, serve):
     cell = answered(kernel, serve)
     call, *figures, answer, table = cell.displays
 
-    assert call["text/plain"].startswith("[turn ")
-    assert "[python" in call["text/plain"]
+    assert call["text/plain"].startswith("[python")
     assert [set(figure) for figure in figures] == [{"image/png", "text/plain"}] * 2
-    assert answer["text/plain"].startswith("It *goes* up.")
+    told, said, *_ = answer["text/plain"].split("\n\n")
+    assert told.startswith("[turn ")
+    assert said == "It *goes* up."
     assert "<table" in table["text/html"]
     assert all(shown.get("text/plain") for shown in cell.displays)
     assert not any("widget" in kind for shown in cell.displays for kind in shown)
+
+
+TRAIN = """
+import ipy_agent
+from IPython.display import HTML, clear_output, display
+
+@ipy_agent.tool
+def train(wait: bool) -> str:
+    \"\"\"Train, and show how it goes.\"\"\"
+    display(HTML("<p>begins</p>"))
+    for step in range(3):
+        clear_output(wait=wait)
+        display(HTML(f"<p>step {step}</p>"))
+        display(HTML("<p>and more</p>"))
+    return "trained"
+"""
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_tool_clears_what_it_showed_and_never_the_cell(kernel, serve, wait):
+    """What it shows next takes the place of what it cleared; the rest of the cell stays."""
+    kernel.run(TRAIN)
+    train = {"tool_calls": [{"name": "train", "arguments": {"wait": wait}}]}
+    kernel.run(serve(train, train, ANSWER))
+
+    cell = kernel.run("%%agent --mode auto\nTrain.")
+    first, *steps, second = [one["text/html"] for one in cell.displays[:4]]
+    assert cell.cleared == 0
+    assert "<summary>train" in first
+    assert steps == ["<p>step 2</p>", "<p>and more</p>"]
+    assert "<summary>train" in second
+    assert len(cell.displays) == 8
+    assert all(shown["text/plain"] for shown in cell.displays)
+
+
+def test_what_a_tool_cleared_for_good_gives_its_place_to_what_is_said_next(kernel, serve):
+    """Nothing empty is left behind, and outside a tool `clear_output()` is as before."""
+    code = "@ipy_agent.tool\ndef tidy() -> str:\n    'Tidy.'\n    display(HTML('<p>a</p>'))\n"
+    more = "    display(HTML('<p>b</p>'))\n    clear_output()\n    display(HTML('<p>c</p>'))\n"
+    kernel.run(f"{TRAIN}\n{code}{more}    return 'tidy'")
+    kernel.run(serve({"tool_calls": [{"name": "tidy", "arguments": {}}]}, ANSWER))
+
+    cell = kernel.run("%%agent --mode auto\nTidy.")
+    call, shown, answer, table = cell.displays
+    assert "<summary>tidy" in call["text/html"]
+    assert shown["text/html"] == "<p>c</p>"
+    assert "It *goes* up." in answer["text/plain"]
+    assert "<table" in table["text/html"]
+    assert kernel.run("clear_output()").cleared == 1
+
+
+def test_code_that_ends_the_kernel_is_refused_and_the_kernel_lives(own_kernel, serve):
+    """The model reads why in one line, and the front end is asked for nothing."""
+    own_kernel.run(serve(python("exit()"), ANSWER, {"text": "Still here."}))
+
+    cell = own_kernel.run("%%agent --mode auto\nEnd.")
+    assert "-> ToolError: not run: ending the kernel is left to the user" in str(cell.displays)
+    assert own_kernel.run("get_ipython().exit_now").value == "False"
+    again = own_kernel.run("%%agent\nAre you there?")
+    assert "Still here." in again.displays[0]["text/plain"]
+
+
+def test_a_page_that_code_shows_stands_where_it_arose(kernel, serve):
+    """As its code made it, once; the model knows that it was shown."""
+    kernel.run(serve(python("from IPython.display import HTML\nHTML('<b>bold</b>')"), ANSWER))
+
+    call, page, answer, _ = kernel.run("%%agent --mode auto\nShow.").displays
+    assert "(HTML, shown to the user)" in call["text/plain"]
+    assert page["text/html"] == "<b>bold</b>"
+    assert "It *goes* up." in answer["text/plain"]
+
+
+def test_an_interrupted_call_keeps_what_it_printed_and_drew(kernel, serve):
+    """In the cell, and in what the model is told at the next turn."""
+    draw = DRAW.replace("(1, 2)", "(1,)")
+    code = f"{draw}\nprint('half way', flush=True)\nimport signal; signal.raise_signal(2)"
+    kernel.run(serve(python(code), ANSWER))
+
+    cell = kernel.run("%%agent --mode auto\nDraw.")
+    call, figure, *_ = cell.displays
+    assert "-> interrupted by the user; side effects unknown\nhalf way" in call["text/plain"]
+    assert "image/png" in figure
+    told = "from ipy_agent import session\n[row.output for row in session().records.tools][-1]"
+    assert "half way" in kernel.run(told).value
+
+
+def test_a_question_of_code_is_asked_in_the_front_end(kernel, serve):
+    """`input()` has its own way there, and what is asked stands in the question."""
+    kernel.run(serve(python("name = input('who? ')"), ANSWER))
+
+    cell = kernel.run("%%agent --mode auto\nAsk.", answer="Ada")
+    assert [one["text"] for one in cell.outputs if one["type"] == "question"] == ["who? "]
+    assert "name: str 'Ada'" in cell.displays[0]["text/plain"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of nbconvert's own dependencies

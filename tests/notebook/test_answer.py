@@ -826,7 +826,7 @@ def test_a_run_of_a_session_is_shown_whole(screen, clock):
 
     shown, table = screen.displays
     assert answer.text == "So *be* it."
-    first, told, called, last, told_last = shown["text/plain"].split("\n\n")
+    first, called, told, last, told_last = shown["text/plain"].split("\n\n")
     assert (first, last) == ("I ask.", "So *be* it.")
     assert "there is no tool 'nonesuch'" in called
     rows = session.records.turns
@@ -848,6 +848,36 @@ def test_a_run_that_fails_keeps_its_first_words(screen, clock):
 
     assert screen.plain.count("Once more.") == 2
     assert "…" not in screen.plain
+
+
+def test_many_calls_send_little_more_than_they_show(front, screen):
+    """A call is sent with those just before it, not with all of the run's."""
+    for _ in range(100):
+        said = {"call_id": "c", "name": "python", "arguments": '{"code": "6 * 7"}'}
+        front.show(ToolBegan(**said))
+        with front.working():
+            assert "python …" in screen.displays[-2]["text/plain"]
+        front.show(ended(**said, output="line " * 100))
+    close(front)
+
+    sent = sum(size(message["data"]) for message in screen.outputs)
+    assert sent <= 5 * sum(map(size, screen.displays))
+
+
+def test_the_panel_goes_before_the_answer_is_drawn_for_the_last_time(front, screen, monkeypatch):
+    """Whatever breaks the end of a cell, it leaves no widget that is dead when it is saved."""
+    say(front, "The answer.")
+    front.show(ToolBegan(call_id="c", name="python", arguments="{}"))
+    front.tick()
+
+    def breaks(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ipy_agent.notebook.parts.Call.html", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        front.close()
+
+    assert all("widget" not in kind for shown in screen.displays for kind in shown)
 
 
 # figures
@@ -1179,6 +1209,61 @@ def test_a_terminal_prints_thoughts_once_however_they_were_numbered(capsys):
     close(front)
 
     assert capsys.readouterr().out == "[thoughts] Hm.\n42\n[thoughts] Well.\n43\n"
+
+
+def test_a_call_is_said_once_in_a_terminal_also_when_it_is_asked_about(monkeypatch, capsys):
+    """It stands there as the question would put it."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    front = PlainFront()
+    front.show(ToolBegan(call_id="c", name="odd", arguments='{"text": "a", "n": 3}'))
+    front.approve(Question(tool="odd", code="odd(text='a', n=3)", language="python"))
+
+    shown = capsys.readouterr().out
+    assert shown.count("odd(text='a', n=3)") == 1
+    assert "{" not in shown
+
+
+class Tty(io.StringIO):
+    """Standard output that is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("kind", [Tty, io.StringIO])
+def test_a_terminal_shows_that_it_is_waiting(kind, clock, monkeypatch):
+    """From two seconds on, in one line that the answer's first word takes away."""
+    out = kind()
+    monkeypatch.setattr("sys.stdout", out)
+    front = PlainFront(clock=clock)
+    ask(front)
+    for _ in range(35):
+        clock.now += 0.1
+        front.tick()
+    waited = out.getvalue()
+    say(front, "42")
+    clock.now += 9
+    front.tick()
+    front.close()
+
+    line = "thinking … 3 s"
+    assert waited == ("\rthinking … 2 s\rthinking … 3 s" if kind is Tty else "")
+    assert out.getvalue() == waited + (f"\r{' ' * len(line)}\r" if waited else "") + "42\n"
+
+
+def test_in_a_terminal_a_turns_line_stands_below_its_calls(capsys):
+    """As in a cell: what its tools said belongs to the turn."""
+    calls = {"text": "I ask.", "tool_calls": [{"name": "nonesuch"}]}
+    session = Session(transport=ScriptedTransport([calls, {"text": "So be it."}]))
+    front = PlainFront(session.records)
+    session.run("What?", front=front)
+    front.close()
+    session.close()
+
+    said = capsys.readouterr().out
+    first, last = (Footer(row).plain() for row in session.records.turns)
+    assert said.index("there is no tool") < said.index(first) < said.index("So be it.")
+    assert said.endswith(f"So be it.\n{last}\n")
 
 
 def test_a_terminal_tells_what_a_turn_took(capsys):

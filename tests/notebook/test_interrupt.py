@@ -17,6 +17,7 @@ from ipy_agent.errors import Interrupted
 from ipy_agent.notebook.answer import CellFront
 from ipy_agent.notebook.interrupt import (
     Gate,
+    Interrupts,
     interrupts_call,
     interrupts_go_to,
     interrupts_raise,
@@ -199,6 +200,54 @@ def test_an_open_gate_raises_at_once_and_remembers():
     assert gate.asked
 
 
+# from the beginning to the end
+
+
+def cell(presses, *, waits=True, error=None, ends=None):
+    """Run a cell in which the user presses while it is closed."""
+    interrupts = Interrupts()
+    with interrupts.held():
+        try:
+            if waits:
+                with interrupts.waiting(print):
+                    if error is not None:
+                        raise error
+        finally:
+            for _ in range(presses):
+                press()
+            if ends is not None:
+                ends.append(True)
+
+
+@pytest.mark.parametrize(
+    ("presses", "waits", "closes"),
+    [(1, True, True), (4, True, True), (5, True, False), (1, False, False)],
+    ids=["once", "often", "something hangs", "before the run waits"],
+)
+def test_a_cell_is_closed_however_often_the_user_presses(presses, waits, closes):
+    """One line tells of it at the end; who presses on and on, or before the run, gets out."""
+    ends = []
+
+    with pytest.raises(Interrupted):
+        cell(presses, waits=waits, ends=ends)
+
+    assert bool(ends) is closes
+
+
+def test_what_went_wrong_before_an_interrupt_is_what_is_told():
+    """An interrupt while its cell is closed does not hide an error."""
+    with pytest.raises(ValueError, match="this"):
+        cell(1, error=ValueError("this"))
+
+
+def test_a_cell_that_nobody_pressed_at_ends_well():
+    """Nothing is raised without an interrupt."""
+    ends = []
+    cell(0, ends=ends)
+
+    assert ends
+
+
 # runs
 
 
@@ -246,7 +295,7 @@ def test_an_interrupt_ends_a_run_that_waits(said, front, peer, handler):
 
 @pytest.mark.parametrize("front", [PlainFront, lambda: CellFront(Recorder())])
 def test_a_front_says_whose_an_interrupt_is(front, shell, monkeypatch, handler):
-    """While the run waits it is the run's, while a tool works or the user is asked it is not."""
+    """While the run waits it is the run's, in a tool it is both's, at a question the question's."""
     monkeypatch.setattr(builtins, "input", lambda _: press())
     stops = []
 
@@ -261,7 +310,7 @@ def test_a_front_says_whose_an_interrupt_is(front, shell, monkeypatch, handler):
             press()
         shown.close()
 
-    assert stops == [1, 1]
+    assert stops == [1, 1, 1]
     assert signal.getsignal(signal.SIGINT) is handler
 
 
@@ -275,7 +324,7 @@ def test_an_interrupt_in_a_tool_is_the_tools(front, session, tools, shell, handl
         try:
             press()
         except KeyboardInterrupt:
-            caught.append(signal.getsignal(signal.SIGINT))
+            caught.append(1)
             raise
         return "done"
 
@@ -287,14 +336,14 @@ def test_an_interrupt_in_a_tool_is_the_tools(front, session, tools, shell, handl
         s.run("Work.", front=shown)
     shown.close()
 
-    assert caught == [handler]
+    assert caught == [1]
     assert signal.getsignal(signal.SIGINT) is handler
     assert s.tools["status"].tolist() == ["interrupted"]
     assert s.run("Again?").text == "fresh"
 
 
-def test_a_tool_that_lives_through_its_interrupt_goes_on(session, tools):
-    """What a tool catches is its own: the run is not stopped by it."""
+def test_a_tool_that_lives_through_its_interrupt_ends_the_run(session, tools):
+    """What it returns is kept as its output, and the next run goes on from there."""
 
     def work() -> str:
         """Work on."""
@@ -303,10 +352,14 @@ def test_a_tool_that_lives_through_its_interrupt_goes_on(session, tools):
         return "done all the same"
 
     tools["work"] = tool_of(work)
-    s = session({"tool_calls": [{"name": "work"}]}, {"text": "fine"}, mode="auto")
+    s = session({"tool_calls": [{"name": "work"}]}, {"text": "fresh"}, mode="auto")
 
-    assert s.run("Work.", front=PlainFront()).text == "fine"
-    assert s.tools["output"].tolist() == ["done all the same"]
+    with pytest.raises(Interrupted):
+        s.run("Work.", front=PlainFront())
+
+    assert s.tools[["output", "status"]].values.tolist() == [["done all the same", "interrupted"]]
+    assert "done all the same" in s.messages["text"].tolist()
+    assert s.run("Again?").text == "fresh"
 
 
 @pytest.mark.parametrize("swallow", [True, False])

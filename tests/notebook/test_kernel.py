@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import sys
 import textwrap
 import threading
 
+import pandas as pd
 import pytest
 from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.interactiveshell import InteractiveShell
@@ -14,6 +18,7 @@ from traitlets.config import Config
 from ipy_agent.agent.tools import Result
 from ipy_agent.notebook import kernel
 from ipy_agent.notebook.kernel import kernel_tools
+from ipy_agent.notebook.substitutes import replaced
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,14 @@ def shell(only_shell):
 @pytest.fixture
 def tools(shell):
     return {tool.name: tool.function for tool in kernel_tools(shell)}
+
+
+@contextlib.contextmanager
+def shown_by(shell):
+    """What reaches the user's screen within this context."""
+    shown = []
+    with replaced(shell.display_pub, publish=lambda data, *_, **__: shown.append(data)):
+        yield shown
 
 
 def test_code_runs_in_the_users_namespace(shell, tools):
@@ -81,6 +94,153 @@ def test_an_interrupt_passes_through(tools):
     """IPython swallows a KeyboardInterrupt in a cell; the run has to see it."""
     with pytest.raises(KeyboardInterrupt):
         tools["python"](code="raise KeyboardInterrupt")
+
+
+def test_an_interrupted_call_tells_what_came_until_then(shell, tools):
+    """What it printed and bound goes with the interrupt, without a traceback; pages are shown."""
+    code = "from IPython.display import HTML, display\nx = 3\nprint('half')\ndisplay(HTML('<b>'))\n"
+
+    with shown_by(shell) as shown, pytest.raises(KeyboardInterrupt) as interrupt:
+        tools["python"](code=f"{code}raise KeyboardInterrupt")
+
+    assert interrupt.value.args == (
+        "half\n(HTML, shown to the user)\nHTML: class\ndisplay: function\nx: int 3",
+    )
+    assert [output["text/html"] for output in shown] == ["<b>"]
+
+
+@pytest.mark.parametrize("code", ["exit()\nx = 1", "quit()\nx = 1", "exit"])
+def test_code_cannot_end_the_kernel(shell, tools, code):
+    """It fails in one line and what follows it does not run; the user's own `exit` is as before."""
+    before = dict(vars(shell))
+    # As in a terminal; the shell of these tests has no end to ask for.
+    asked = []
+    vars(shell)["ask_exit"] = lambda: asked.append(True)
+
+    result = tools["python"](code=code)
+    assert result.failed
+    assert result.text == "ToolError: not run: ending the kernel is left to the user"
+    assert "x" not in shell.user_ns
+    assert asked == []
+    shell.run_cell("exit()")
+    assert asked == [True]
+    del vars(shell)["ask_exit"]
+    assert vars(shell).keys() == before.keys()
+
+
+def test_code_puts_nothing_into_the_next_cell(shell, tools, tmp_path):
+    """Neither by a magic nor by a payload; what was there before stays."""
+    file = tmp_path / "code.py"
+    file.write_text("a = 1")
+    theirs = {"source": "set_next_input", "text": "the user's"}
+    shell.payload_manager.write_payload(theirs)
+    told = "ToolError: not run: a tool puts nothing into the user's cells; print it instead"
+
+    for code in (
+        f"%load {file}",
+        "get_ipython().set_next_input('b')",
+        "get_ipython().payload_manager.write_payload({'source': 'set_next_input'})",
+    ):
+        result = tools["python"](code=code)
+        assert result.failed
+        assert result.text.splitlines()[-1] == told
+
+    assert shell.payload_manager.read_payload() == [theirs]
+    assert not hasattr(shell, "rl_next_input")
+    shell.payload_manager.clear_payload()
+
+
+def test_what_code_pages_is_told(shell, tools):
+    """Help is for the one who asked, and no pager waits for the user."""
+    shell.user_ns["price"] = textwrap.dedent
+
+    text = tools["python"](code="price?").text
+    assert "Signature: price(text)" in text
+    assert "\x1b" not in text
+    assert shell.payload_manager.read_payload() == []
+
+
+def test_what_code_cleared_is_not_told(shell, tools):
+    """With `wait` it is cleared by what comes next, and stays if nothing does."""
+    shell.run_cell("from IPython.display import *; n = None")
+    loop = "for n in range(3):\n    "
+
+    assert tools["python"](code=f"{loop}print(n); clear_output()").text == "n: int 2"
+    assert tools["python"](code=f"{loop}clear_output(wait=True); print(n)").text == "2"
+    assert tools["python"](code=f"{loop}print(n); clear_output(wait=True)").text == "2"
+    with shown_by(shell) as shown:
+        said = tools["python"](code=f"{loop}clear_output(wait=True); display(HTML(str(n)))").text
+    assert said == "(HTML, shown to the user)"
+    assert [output["text/html"] for output in shown] == ["2"]
+
+
+def test_control_sequences_are_not_told(tools):
+    """They are for a terminal."""
+    assert tools["python"](code=r"print('\x1b[31mred\x1b[0m')").text == "red"
+
+
+class Named:
+    """Shown as a page, with a text that says something."""
+
+    def _repr_html_(self):
+        return "<i>named</i>"
+
+    def __repr__(self):
+        return "Named(1)"
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "kind"),
+    [
+        ("display(HTML('<b>bold</b>'))", "(HTML, shown to the user)", "text/html"),
+        ("HTML('<b>bold</b>')", "(HTML, shown to the user)", "text/html"),
+        ("Markdown('**bold**')", "(Markdown, shown to the user)", "text/markdown"),
+        ("display(Latex('$x$'))", "(LaTeX, shown to the user)", "text/latex"),
+        ("SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')", "(a picture", "image/svg+xml"),
+        ("Javascript('1')", "(JavaScript, shown to the user)", "application/javascript"),
+        ("Audio([0, 1], rate=9)", "(HTML, shown to the user)", "text/html"),
+        ("frame.style", "(HTML, shown to the user)", "text/html"),
+        ("display(frame)", "   a\n0  1", "text/html"),
+        ("display({'a/b': 1}, raw=True)", "(an output, shown to the user)", "a/b"),
+        ("named", "Named(1)", "text/html"),
+    ],
+)
+def test_what_is_more_than_text_is_shown_to_the_user(shell, tools, code, told, kind):
+    """The model reads its text, if that says something."""
+    shell.user_ns.update(named=Named(), frame=pd.DataFrame({"a": [1]}))
+    shell.run_cell("from IPython.display import *")
+
+    with shown_by(shell) as shown:
+        result = tools["python"](code=code)
+
+    assert result.text.startswith(told)
+    assert not result.failed
+    [output] = shown
+    assert kind in output
+
+
+@pytest.mark.parametrize("code", ["frame", "frame.a", "{'a': 1}", "display('text')", "print(1)"])
+def test_what_the_model_is_told_whole_is_not_shown_again(shell, tools, code):
+    """A table as the last value is its text, which stands in the call."""
+    shell.user_ns["frame"] = pd.DataFrame({"a": [1]})
+
+    with shown_by(shell) as shown:
+        result = tools["python"](code=code)
+
+    assert "1" in result.text or "text" in result.text
+    assert shown == []
+
+
+def test_a_question_of_code_reaches_the_screen(tools, monkeypatch, capsys):
+    """Who is asked sees what for, while all else is captured."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Ada\n"))
+    before = input
+
+    result = tools["python"](code="print('before'); name = input('who? ')")
+
+    assert result.text == "before\nname: str 'Ada'"
+    assert capsys.readouterr().out == "who? "
+    assert input is before
 
 
 def test_code_may_await_on_the_loop_of_the_shell(shell, tools):

@@ -184,6 +184,33 @@ def test_the_view_that_is_looked_at_is_drawn(clock):
     assert "<b>2</b> turns" in page_of(panel, "turns")
 
 
+def test_all_views_are_drawn_before_a_tool(clock):
+    """A tool may keep the kernel busy for long, however shortly after the one before it."""
+    recorder, panel = panel_of(1, clock)
+    panel.refresh(whole=True)
+    recorder.turns.append(turn(2, cell=2))
+    panel.refresh(whole=True)
+
+    assert "<b>2</b> turns" in page_of(panel)
+    assert "<b>2</b> cell runs" in page_of(panel, "cells")
+
+
+def test_a_burst_of_tools_does_not_draw_all_views_at_each(clock):
+    """Past half a million characters only the view that is looked at is drawn, at its own pace."""
+    recorder, panel = panel_of(50, clock)
+    drawn = 0
+    for more in range(200):
+        recorder.turns.append(turn(51 + more))
+        drawn += panel.refresh(whole=True)
+    sent = drawn * sum(len(page_of(panel, name)) for name in ("turns", "cells", "tools"))
+    assert not panel.refresh(whole=True)
+    clock.now += 10
+
+    assert 500_000 <= sent < 600_000
+    assert panel.refresh(whole=True)
+    assert "<b>250</b> turns" in page_of(panel)
+
+
 def test_a_cell_shows_its_own_turns(clock):
     """What was there before the panel is neither shown nor counted."""
     recorder = Recorder()

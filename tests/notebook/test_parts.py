@@ -105,6 +105,10 @@ def turn(number=3, **changes):
         ({}, "turn 3 · 1.23 s · tokens: 1,000 in (40.0% cached), 10 out · US$ 0.0021"),
         ({"endpoint": "local"}, "turn 3 · 1.23 s · tokens: 1,000 in (40.0% cached), 10 out"),
         ({"cached_tokens": None}, "turn 3 · 1.23 s · tokens: 1,000 in, 10 out"),
+        (
+            {"input_tokens": None, "tool_ms": 400.0},
+            "turn 3 · 1.23 s · tools 0.40 s · tokens: 10 out",
+        ),
         ({"input_tokens": None}, "turn 3 · 1.23 s · tokens: 10 out"),
         (
             {"input_tokens": None, "output_tokens": None, "latency_ms": None},
