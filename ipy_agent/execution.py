@@ -11,6 +11,8 @@ import math
 import sys
 from typing import Any
 
+import msgspec
+
 from ipy_agent.agent.approval import Allowances
 from ipy_agent.agent.branches import Branches
 from ipy_agent.agent.budget import Spending
@@ -69,7 +71,7 @@ class Execution:
 
         async def begin(perform: Perform, hear: Hear) -> Said:
             at = await self._compacted(plan, branches, place, hear)
-            said, ended, known = at.begun(), None, told[1]
+            said, ended = at.begun(), None
             ask = Ask(
                 prompt=plan.prompt,
                 fields=plan.fields,
@@ -87,22 +89,24 @@ class Execution:
             )
             try:
                 ended = await answer(ask, said, way, perform, hear)
-                # What its tools made, they told: that is no news to the next run.
-                _, known = _told(plan, known, background)
             finally:
                 if said.items is not at.said:
-                    run = at.ended(said, plan, record.cell, answer=ended, told=known)
+                    kept = None if worker.refused else ended
+                    run = at.ended(said, plan, record.cell, answer=kept, told=told[1])
                     branches.add(run, at.held)
             return ended
 
         ended = attend(begin, worker, front, self._connections.loop, record)
         return ended, record.cell
 
-    def show_again(self, run: Run, before: Chain, front: Front) -> tuple[Said, int]:
+    def show_again(self, plan: Plan, run: Run, before: Chain, front: Front) -> tuple[Said, int]:
         """Show the stored answer of a run that would ask the same again, as `run` returns it."""
-        items = run.said.since(before.length)
-        show_again(run.number, items, list(self._records.tools), front.show)
-        return run.answer, run.number
+        items, turns = run.said.since(before.length), self._records.turns
+        own = [tool for tool in self._records.tools if turns[tool.turn - 1].cell == run.number]
+        show_again(run.number, items, own, front.show)
+        text = run.answer.text
+        # The value is made anew: the one of then may have been changed, or be of an older class.
+        return Said(text, plan.shape.parse(text) if plan.shape else text), run.number
 
     def rehearsed(self, plan: Plan, place: Place, background: Tell | None) -> Rehearsal:
         """Return what a plan would send first. Sends nothing."""
@@ -113,13 +117,14 @@ class Execution:
             stream_id=place.begun().stream_id,
         )
         way = self._connections.to(plan.target, plan.settings.transport)
-        return self._connections.loop.call(way.rehearse(request))
+        found = self._connections.loop.call(way.rehearse(request))
+        return msgspec.structs.replace(found, compacts=_is_due(plan, place))
 
     async def _compacted(self, plan: Plan, branches: Branches, place: Place, hear: Hear) -> Place:
         """Compact what was said before a run, if it is time; if that fails all of it is sent."""
-        due, said = plan.settings.compact_tokens or plan.target.compact_tokens, place.begun()
-        if due is None or place.held is not None or not said.is_due(due):
+        if not _is_due(plan, place):
             return place
+        said = place.begun()
         hear(Notice(text="compacting the conversation"))
         try:
             await compacted(said, plan.fields, self._connections.compacting(plan.target))
@@ -130,6 +135,12 @@ class Execution:
         hear(Notice(text=f"compacted: {now}", lasting=True))
         branches.add(place.compacted(said))
         return branches.place(place.branch)
+
+
+def _is_due(plan: Plan, place: Place) -> bool:
+    """Whether what was said before a run is to be compacted first."""
+    due = plan.settings.compact_tokens or plan.target.compact_tokens
+    return due is not None and place.held is None and place.begun().is_due(due)
 
 
 def _told(plan: Plan, before: Any, background: Tell | None) -> tuple[str, Any]:

@@ -73,11 +73,22 @@ class _Marks(dict[int, int | str]):
         return shown
 
 
+# Letters and marks that leave no trace, which a name in code may well have.
+_UNSEEN = frozenset(
+    (
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
+        *range(0x180B, 0x1810),
+        *range(0xFE00, 0xFE0E),  # but for those that choose how an emoji is drawn
+        *range(0xE0100, 0xE01F0),
+    )
+)
+
+
 def _mark(point: int) -> int | str:
     kind = unicodedata.category(chr(point))
     if kind == "Cs":
         return "\N{REPLACEMENT CHARACTER}"
-    if kind not in {"Cc", "Cf", "Zl", "Zp"}:
+    if kind not in {"Cc", "Cf", "Zl", "Zp"} and point not in _UNSEEN:
         return point
     return 0x2400 + point if point < ord(" ") else f"⟨U+{point:04X}⟩"
 

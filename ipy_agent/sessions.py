@@ -212,7 +212,7 @@ class Session:
             place = self._branches.place(name, None if append else cell)
             held = place.answer_to(plan.asked) if plan.settings.replay else None
             if held is not None:
-                said, number = self._execution.show_again(held, place.said, front)
+                said, number = self._execution.show_again(plan, held, place.said, front)
             else:
                 self._tell_homeless(cell, front)
                 said, number = self._execution.run(plan, self._branches, place, background, front)
@@ -347,7 +347,7 @@ class Session:
         """Begin a new conversation, with one branch; the records stay."""
         with self._alone():
             self._homeless |= self._branches.tree.cells
-            self._branches.tree.drop()
+            self._branches.drop()
             self._branches = Branches(self.records.stands)
 
     def allow(self, tool: str, *, once: bool = False) -> None:

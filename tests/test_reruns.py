@@ -14,6 +14,7 @@ import ipy_agent
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.errors import ResponseFailed, UsageError
+from ipy_agent.notebook.context import told
 from ipy_agent.protocol.events import ItemDone
 from ipy_agent.protocol.items import is_call, text
 from ipy_agent.protocol.script import entries
@@ -263,6 +264,61 @@ def test_a_run_that_failed_has_no_answer_to_show(new):
     assert session.run("go", cell="a").text == "2"
 
 
+def test_a_run_that_was_refused_something_is_asked_again(new, act):
+    """What was said then is of a no that may be a yes by now."""
+    session = new([ACT, {"text": "could not"}, ACT, {"text": "did"}], replay=True)
+    session.mode = "ask"
+    assert session.run("go", cell="a").text == "could not"
+    session.allow("act")
+
+    assert session.run("go", cell="a").text == "did"
+    assert act == [1]
+
+
+def test_a_stored_value_is_made_anew(new):
+    """What its first reader did to it stays there, and the class may have been defined again."""
+    session = new([{"text": '{"value": [1]}'}], replay=True)
+    session.run("go", cell="a", schema=list[int]).value.append(2)
+
+    assert session.run("go", cell="a", schema=list[int]).value == [1]
+
+
+def test_a_stored_call_is_shown_with_its_own_output(peer):
+    """An endpoint may give the calls of two responses one id."""
+    call = {"type": "function_call", "call_id": "c", "name": "act", "arguments": "{}"}
+
+    def ended(name, *output):
+        return [{"type": "response.completed", "response": {"id": name, "output": output}}]
+
+    other = peer([ended("r1", call), ended("r2"), ended("r3", call), ended("r4")])
+    session, seen = Session(other.endpoint(), mode="auto", replay=True), Seen()
+    session.run("one", cell="a")
+    session.run("two", cell="b")
+    session.run("one", cell="a", front=seen)
+    session.close()
+
+    assert [event.output for event in seen.of(ToolEnded)] == ["acted 1"]
+
+
+def test_what_a_tool_bound_is_told_with_the_next_run(new):
+    """Nobody else may have told the model of it."""
+    names = {"__name__": "__main__"}
+    session = new([ACT, {"text": "done"}], context="delta")
+
+    def background(before, how):
+        return told(names, {}, before, how)
+
+    class Binds(Seen):
+        def show(self, event):
+            if isinstance(event, ToolEnded):
+                names["bound"] = [1, 2]
+
+    session.run("go", background=background, front=Binds())
+    session.run("and now?", background=background)
+
+    assert "new: bound (list of 2)" in asked(session)[-1]
+
+
 def test_without_the_setting_every_run_asks(new):
     """Stored answers are shown to who wants them."""
     session = new()
@@ -370,7 +426,10 @@ class Conversations(RuleBasedStateMachine):
             ahead = [run.number for run, live, _ in line[:at] if live]
             holds = (ahead[-1] if ahead else None) == follows
             behind = [[run, False, was] for run, _, was in line[at + 1 :] if run.cell]
-            self.places[branch] = [*line[:at], [said, holds, follows], *behind]
+            head = line[:at]
+            while head and not head[-1][1]:  # what it passes over comes behind it
+                behind.insert(0, head.pop())
+            self.places[branch] = [*head, [said, holds, follows], *behind]
         self.undos.append((name, changed, saved, self.copy()))
 
     @rule()
@@ -388,11 +447,11 @@ class Conversations(RuleBasedStateMachine):
                 self.session.undo()
             return
         self.session.undo()
-        later = {name for undo in self.undos[own[-1] + 1 :] for name in undo[1]}
+        later = self.undos[own[-1] + 1 :]
         del self.undos[own[-1]]
         for name in changed:
-            if name not in later:
-                self.places[name] = saved[name]
+            before = next((undo[2] for undo in later if name in undo[1]), self.places)
+            before[name] = saved[name]  # now, or when what was built on it is taken back
 
     @rule(name=st.sampled_from(["main", "x", "y"]))
     def switch(self, name):

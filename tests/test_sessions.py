@@ -30,6 +30,7 @@ from ipy_agent.errors import (
     ToolError,
     UsageError,
 )
+from ipy_agent.notebook.rehearsal import summary
 from ipy_agent.protocol.events import TextDelta
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
@@ -866,6 +867,18 @@ def test_a_conversation_that_grew_long_is_compacted_by_itself(new, served):
     assert session.run("four", front=front).text == "after"
     assert front.told == ["compacted: 2 items are now 2"]
     assert list(session.turns["sent_items"]) == [1, 3]
+
+
+def test_a_rehearsal_says_that_the_conversation_would_be_compacted_first(new, served):
+    """What is sent then is not known before."""
+    session = new(served([{"text": "1 2 3"}]), compact_tokens=5)
+    assert not session.rehearse("one two three").compacts
+    session.run("one two three")
+
+    assert session.rehearse("four").compacts
+    assert "would compact the conversation, and then send 1 of 3" in summary(
+        session.rehearse("four")
+    )
 
 
 def test_compaction_that_left_much_is_not_tried_at_every_run(new, served):

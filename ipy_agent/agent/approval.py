@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import msgspec
 
-from ipy_agent.agent.tools import Tool, repr_of
+from ipy_agent.agent.tools import Tool
 from ipy_agent.rendering import listing, visible
 from ipy_agent.settings import Mode
 
-__all__ = ["Allowances", "Question", "Reply", "Verdict", "question", "reply", "verdict"]
+__all__ = ["Allowances", "Question", "Reply", "Verdict", "called", "question", "reply", "verdict"]
 
 
 class Verdict(enum.Enum):
@@ -84,14 +84,28 @@ class Question(msgspec.Struct, frozen=True):
         return f"{listing(self.code)}\n\n{self.line}"
 
 
-def question(tool: Tool, arguments: dict[str, object]) -> Question:
-    """Return what the user is asked before a call runs."""
-    said = {name: f"{name}={repr_of(value)}" for name, value in arguments.items()}
+def question(tool: Tool, arguments: str) -> Question:
+    """Return what the user is asked before a call runs.
+
+    What the model wrote is shown, not what was made of it: a class may hide some of that.
+    """
+    if tool.custom:
+        return Question(tool.name, arguments, "text")
     if tool.shows is None:
-        return Question(tool.name, f"{tool.name}({', '.join(said.values())})", "python")
-    del said[tool.shows]
-    language = "python" if tool.name == "python" else "text"
-    return Question(tool.name, str(arguments[tool.shows]), language, ", ".join(said.values()))
+        return Question(tool.name, called(tool.name, arguments), "python")
+    said = msgspec.json.decode(arguments)
+    code = str(said.pop(tool.shows, ""))
+    return Question(tool.name, code, "python" if tool.name == "python" else "text", _listed(said))
+
+
+def called(name: str, arguments: str) -> str:
+    """Return a call with JSON arguments as Python writes one; what is no object, as it is."""
+    said = msgspec.json.decode(arguments)
+    return f"{name}({_listed(said)})" if isinstance(said, dict) else arguments
+
+
+def _listed(said: dict[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in said.items())
 
 
 class Allowances:

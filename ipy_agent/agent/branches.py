@@ -109,6 +109,11 @@ class Branches:
         with self._changing:
             self.tree.add(run, replaced=replaced)
 
+    def drop(self) -> None:
+        """Let go of all that was said; it stands as reset."""
+        with self._changing:
+            self.tree.drop()
+
     def undo(self) -> Run:
         """Take back the last run on the current branch, and return it.
 
@@ -120,9 +125,15 @@ class Branches:
 
     @contextlib.contextmanager
     def alone_on(self, name: str) -> Iterator[None]:
-        """Have a branch for a run; another thread's run on it is waited for."""
+        """Have a branch for a run; another thread's run on it is waited for.
+
+        Raises:
+            UsageError: a run within a run, or there is no such branch.
+        """
         self._refuse_within()
         me = threading.get_ident()
+        if name not in self._locks:
+            raise UsageError(f"branch {name!r} went with a reset meanwhile: run it again")
         with self._locks[name]:
             self._running.add(me)
             try:
@@ -135,8 +146,10 @@ class Branches:
         """Have all branches, when none of them has a run any more."""
         self._refuse_within()
         with contextlib.ExitStack() as stack:
-            for name in sorted(self._locks):
-                stack.enter_context(self._locks[name])
+            with self._changing:
+                locks = [self._locks[name] for name in sorted(self._locks)]
+            for lock in locks:
+                stack.enter_context(lock)
             yield
 
     def _refuse_within(self) -> None:

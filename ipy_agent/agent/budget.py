@@ -147,6 +147,8 @@ class Spending:
             for kind, wanted in _TOLD.items():
                 if any(getattr(row, name) is None for name in wanted):
                     self._silent[kind].add(row.endpoint)
+                else:  # as a rule it tells: one turn of which it did not is no reason to stop
+                    self._silent[kind].discard(row.endpoint)
 
     def _take_in_prices(self) -> None:
         """Price the turns that nobody asked the price of so far."""

@@ -55,6 +55,9 @@ class Worker:
         endpoint: how much of an output its model is shown, and in which form.
         allowances: which tools run without the question, and where a tool that the user allows
             at a question is noted.
+
+    Attributes:
+        refused: whether a call was: asked again, the same prompt may come to something else.
     """
 
     def __init__(
@@ -71,13 +74,18 @@ class Worker:
         self._endpoint = endpoint
         self._allowances = allowances or Allowances()
         self._previous: tuple[str, str] | None = None
+        self.refused = False
 
-    def carry_out(self, call: Item) -> Outcome:
-        """Return the outcome of a `function_call` or `custom_tool_call` item."""
+    def carry_out(self, call: Item, wanted: Callable[[], bool] = lambda: True) -> Outcome:
+        """Return the outcome of a `function_call` or `custom_tool_call` item.
+
+        `wanted` says whether the run still waits for it: a question may be open for long.
+        """
         name, arguments = str(call.get("name")), _arguments(call)
         started_at = datetime.now(UTC)
-        run = self._run(name, arguments, custom=call["type"] == "custom_tool_call")
+        run = self._run(name, arguments, wanted, custom=call["type"] == "custom_tool_call")
         self._previous = (name, arguments)
+        self.refused = self.refused or run.status == "refused"
         output = run.result.output(self._endpoint.output_limit, images=bool(self._endpoint.images))
         return Outcome(
             output=output,
@@ -102,7 +110,7 @@ class Worker:
         tool = self._tools.get(str(call.get("name")))
         return tool is not None and tool.read_only and verdict(tool, self._mode) is Verdict.RUN
 
-    def _run(self, name: str, arguments: str, *, custom: bool) -> _Run:
+    def _run(self, name: str, arguments: str, wanted: Callable[[], bool], *, custom: bool) -> _Run:
         tool = self._tools.get(name)
         if tool is None:
             there = ", ".join(self._tools) or "none"
@@ -125,13 +133,15 @@ class Worker:
             return _ran(tool, bound, "auto", None)
         if self._allowances.use(name):
             return _ran(tool, bound, "allowed", None)
-        return self._ask(tool, bound)
+        return self._ask(tool, arguments, bound, wanted)
 
-    def _ask(self, tool: Tool, bound: dict[str, object]) -> _Run:
+    def _ask(
+        self, tool: Tool, arguments: str, bound: dict[str, object], wanted: Callable[[], bool]
+    ) -> _Run:
         """Run a call if the user says so."""
         began = time.perf_counter()
         try:
-            said = self._approve(question(tool, bound))
+            said = self._approve(question(tool, arguments))
         except KeyboardInterrupt:
             told = Result("not run: interrupted by the user", failed=True)
             return _Run(told, "interrupted", "no", _ms_since(began))
@@ -140,6 +150,9 @@ class Worker:
             return _refused(NOBODY if said is Reply.NOBODY else "not run: the user said no", waited)
         if said is Reply.ALWAYS:
             self._allowances.allow(tool.name)
+        if not wanted():
+            told = Result("not run: the run ended before the answer came", failed=True)
+            return _Run(told, "interrupted", "yes", waited)
         return _ran(tool, bound, "yes", waited)
 
 

@@ -104,9 +104,9 @@ async def answer(
                     hear(Notice(text="the answer does not fit: asking once more", lasting=True))
                     new = [user(f"That does not fit the schema: {misfit}. Answer again.")]
                     conversation.add(new)
+        turns = f"{ask.budget_turns} turn{'' if ask.budget_turns == 1 else 's'}"
         raise BudgetExceeded(
-            f"the run took {ask.budget_turns} turns: raise budget_turns "
-            "(%agent budget --turns N), or go on"
+            f"the run took {turns}: raise budget_turns (%agent budget --turns N), or go on"
         )
     except BaseException as error:
         status = _status(error, limit)

@@ -23,7 +23,7 @@ def show_again(
     Args:
         number: the run's, as in `cells`.
         items: what it added to the conversation.
-        tools: the session's tool calls; the last of a call's id is its own.
+        tools: its tool calls.
         show: who looks on.
     """
     ended = {tool.call_id: tool for tool in tools}

@@ -148,6 +148,10 @@ def _see_through(
 ) -> concurrent.futures.Future[Any]:
     """Take out of the inbox what happens, until the run ended or the user stopped it."""
     told = 0  # of the stops, those that the run has heard of
+
+    def wanted(job: _Job) -> Callable[[], bool]:
+        return lambda: not stops and not job.outcome.done()
+
     while True:
         try:
             message = inbox.get(timeout=TICK_SECONDS)
@@ -157,7 +161,7 @@ def _see_through(
         if isinstance(message, _Job):
             with front.working():
                 # An interrupt from here on is the tool's; one that came before is the run's.
-                outcome = None if stops else worker.carry_out(message.call)
+                outcome = None if stops else worker.carry_out(message.call, wanted(message))
             background.check()  # a tool may fork: the run is the parent's
             if outcome is not None:
                 message.done(_as_stopped(outcome) if stops else outcome)

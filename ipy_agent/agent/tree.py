@@ -1,9 +1,10 @@
 """The tree of what was said: runs of cells, each behind the one that it followed.
 
-A branch is a line of runs. A cell keeps its place in the line: run again, it follows what came
-before that place, takes the place of what it said there, and what came behind is stale until
-it runs again too. Nothing is lost: what was replaced stays in the tree, and a fork from one of
-its turns brings it back.
+A branch is a line of runs. A cell keeps its place in the line: run again, it follows the live
+runs before that place, takes the place of what it said there, and what came behind is stale until
+it runs again too. A stale run that it passes over comes behind it: so cells that all run again
+stand in the order in which they ran. Nothing is lost: what was replaced stays in the tree, and a
+fork from one of its turns brings it back.
 
 Rule 1: the live runs of a line are a chain, each following the live one before it; what is sent
 is what the last of them said. A run whose chain was broken behind its back is stale from the start.
@@ -173,8 +174,14 @@ class Tree:
                 "take that one back first"
             )
         self._changes.remove(change)
-        untouched = [name for name in change.after if self._lines[name] is change.after[name]]
-        self._put({name: change.before[name] for name in untouched}, {change.run.number: "undone"})
+        untouched = {}
+        for name, after in change.after.items():
+            if self._lines[name] is after:
+                untouched[name] = change.before[name]
+            for later in self._changes:
+                if later.before.get(name) is after:  # which goes back further now
+                    later.before[name] = change.before[name]
+        self._put(untouched, {change.run.number: "undone"})
         return change.run
 
     def fork(self, name: str, source: str) -> None:
@@ -251,8 +258,14 @@ def back(run: Run | None) -> Iterator[Run]:
 
 def _with(line: Line, run: Run, replaced: Run | None) -> Line:
     """Return a line with a run in the place of another, or at its end."""
-    at = len(line) if replaced is None else _at(line, lambda known: known is replaced)
+    at = len(line)
+    if replaced is not None:
+        at = _at(line, lambda known: known is replaced)
+        if at == len(line):  # it was replaced by another run of the cell meanwhile
+            at = _at(line, lambda known: known.cell == run.cell)
     before, behind = line[:at], line[at + 1 :]
+    while before and before[-1].stale:
+        before, behind = before[:-1], (before[-1], *behind)
     # What has no cell never runs again.
     stale = tuple(Entry(entry.run, True) for entry in behind if entry.run.cell is not None)
     return (*before, Entry(run, _last_live(before) is not run.parent), *stale)

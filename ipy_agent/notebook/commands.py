@@ -169,7 +169,8 @@ def _branch(magics: Magics, options: Namespace) -> None:
 def _undo(magics: Magics, _: Namespace) -> None:
     run = magics.session.undo()
     said = " ".join(plain(run.prompt).split())[:60]
-    print(f"took back run {run.number}: {said!r}; variables stay as they are")
+    what = "the compaction" if run.is_compaction else f"run {run.number}: {said!r}"
+    print(f"took back {what}; variables stay as they are")
 
 
 def _replay(magics: Magics, options: Namespace) -> None:

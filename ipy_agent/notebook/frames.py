@@ -29,15 +29,15 @@ ROWS = 1_000_000
 COLUMNS = 40
 SAMPLE = 10_000
 """How many values of a column are looked at one by one."""
-HEAD = 5
+HEAD = 3
 COLUMNS_ROOM = 1_200
 HEAD_ROOM = 700
 VALUES_ROOM = 200
 WORD = 30
 
 
-def frame(value: Any, head: bool) -> list[str]:
-    """Return a line a column, and with `head` the first rows."""
+def frame(value: Any, head: str) -> list[str]:
+    """Return a line a column, and the first rows of the frame called `head`."""
     rows, count = value.shape
     columns = [value.iloc[:, index] for index in range(min(count, COLUMNS))]
     names = _labels(value.columns[:COLUMNS])
@@ -46,22 +46,22 @@ def frame(value: Any, head: bool) -> list[str]:
     if head and rows and count:
         table = type(value)({index: _cells(one) for index, one in enumerate(columns)})
         table.columns, table.index = names, _labels(value.index[:HEAD])
-        lines += _head(table, count)
+        lines += _head(head, table, count)
     return lines
 
 
-def column(value: Any, head: bool) -> list[str]:
-    """Return what is in a series, and with `head` its first values."""
+def column(value: Any, head: str) -> list[str]:
+    """Return what is in a series, and the first values of the one called `head`."""
     lines = [*_index(value.index), f"  {_inside(value)}", *_scanned(len(value), "rows")]
     if head and len(value):
         first = type(value)(_cells(value))
         first.index = _labels(value.index[:HEAD])
-        lines += ["", first.to_string(dtype=False, name=False)]
+        lines += _shown(head, first.to_string(dtype=False, name=False))
     return lines
 
 
-def array(value: Any, head: bool) -> list[str]:
-    """Return an array's dtype and range, and its first values."""
+def array(value: Any, head: str) -> list[str]:
+    """Return an array's dtype and range, and its first values; more of them for `head`."""
     numpy, kind = sys.modules["numpy"], value.dtype.kind
     lines = [f"  dtype {value.dtype}"]
     if kind in "OV" or not value.size:
@@ -81,19 +81,19 @@ def array(value: Any, head: bool) -> list[str]:
     return [*lines, f"  {short(', '.join(values), VALUES_ROOM)}"]
 
 
-def arrow(value: Any, _head: bool) -> list[str]:
+def arrow(value: Any, _head: str) -> list[str]:
     """Return the columns of an Arrow table, with their types."""
     pairs = zip(value.column_names, value.schema.types, strict=True)
     return _fit((f"  {label(name)}: {kind}" for name, kind in pairs), len(value.column_names))
 
 
-def polars(value: Any, _head: bool) -> list[str]:
+def polars(value: Any, _head: str) -> list[str]:
     """Return the columns of a polars frame, with their types."""
     pairs = zip(value.columns, value.dtypes, strict=True)
     return _fit((f"  {label(name)}: {kind}" for name, kind in pairs), len(value.columns))
 
 
-def tensor(value: Any, _head: bool) -> list[str]:
+def tensor(value: Any, _head: str) -> list[str]:
     """Return what the values of a tensor or a column of another library are."""
     return [f"  dtype {value.dtype}"]
 
@@ -164,15 +164,19 @@ def _fit(columns: Iterable[str], count: int) -> list[str]:
     return [*lines, f"  … and {rest} columns more"] if rest else lines
 
 
-def _head(table: Any, count: int) -> list[str]:
+def _head(name: str, table: Any, count: int) -> list[str]:
     """Return the first rows, of as many columns as there is room for."""
-    shown = text = ""
+    most, text = 0, ""
     for most in (20, 8, 4, 2):
         text = table.iloc[:, :most].to_string(max_colwidth=WORD)
-        shown = "" if count <= most else f"  first rows of {most} columns:"
         if len(text) <= HEAD_ROOM:
             break
-    return [shown, text]
+    return _shown(name if count <= most else f"{name}.iloc[:, :{most}]", text)
+
+
+def _shown(name: str, text: str) -> list[str]:
+    """Return first rows as what a small model knows: without the name it makes up a `df`."""
+    return ["", f"{name}.head({HEAD}):", text]
 
 
 def _cells(series: Any) -> Any:

@@ -7,10 +7,11 @@ Rule 2: types are told apart by identity (`id`), since a metaclass may have its 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "as_plain",
     "attributes",
     "contents",
+    "count",
     "fitting",
     "home",
     "is_container",
@@ -34,6 +36,7 @@ __all__ = [
 
 SHOWN = 6
 """How many values of a container, or categories of a column, are shown."""
+TRIES = 4
 WIDTH = 200
 LITERAL = 60
 LABEL = 60
@@ -89,6 +92,14 @@ def is_container(value: Any) -> bool:
     return id(type(value)) in _CONTAINERS
 
 
+def count(value: Any) -> int:
+    """Return how many values a text or a container has: a range may have more than `len` says."""
+    try:
+        return len(value)
+    except OverflowError:
+        return sys.maxsize
+
+
 def safe(value: Any, depth: int = 2) -> str:
     """Return a bounded repr that looks into plain values and containers only."""
     value = as_plain(value)
@@ -98,7 +109,7 @@ def safe(value: Any, depth: int = 2) -> str:
     if kind not in _CONTAINERS:
         return f"<{type_name(type(value))}>"
     if depth == 0:
-        return f"<{type_name(type(value))} of {len(value)}>"
+        return f"<{type_name(type(value))} of {count(value)}>"
     opening, closing = _BRACKETS.get(kind, ("[", "]"))
     return short(f"{opening}{contents(value, depth)}{closing}", WIDTH)
 
@@ -106,12 +117,20 @@ def safe(value: Any, depth: int = 2) -> str:
 def contents(value: Any, depth: int = 2) -> str:
     """Return the first values of a container, or the pairs, without the brackets around them."""
     if id(type(value)) in _MAPPINGS:
-        pairs = itertools.islice(value.items(), SHOWN)
+        pairs = _first(value.items)
         parts = [f"{safe(key, 0)}: {safe(item, depth - 1)}" for key, item in pairs]
     else:
-        parts = [safe(item, depth - 1) for item in itertools.islice(value, SHOWN)]
-    parts += ["…"] * (len(value) > SHOWN)
+        parts = [safe(item, depth - 1) for item in _first(lambda: value)]
+    parts += ["…"] * (count(value) > SHOWN)
     return short(", ".join(parts), WIDTH)
+
+
+def _first(values: Callable[[], Iterable[Any]]) -> list[Any]:
+    """Return the first values; none, if another thread changes them too fast."""
+    for _ in range(TRIES):
+        with contextlib.suppress(RuntimeError):
+            return list(itertools.islice(values(), SHOWN))
+    return []
 
 
 def literal(value: Any) -> str:

@@ -15,6 +15,7 @@ from ipy_agent.notebook.definitions import definition
 from ipy_agent.notebook.literals import (
     as_plain,
     contents,
+    count,
     is_container,
     is_plain,
     literal,
@@ -32,7 +33,7 @@ ROWS = 12
 class Look(NamedTuple):
     """How values of a type are looked at; all of them have a shape."""
 
-    lines: Callable[[Any, bool], list[str]]
+    lines: Callable[[Any, str], list[str]]
     names: str | None = None
     """The attribute that holds the names of its columns."""
 
@@ -65,7 +66,7 @@ def sized(value: Any, known: Mapping[int, Look] | None = None) -> str:
     if id(kind) in (looks() if known is None else known):
         return f"{type_name(kind)} {'×'.join(map(str, value.shape)) or 'scalar'}"
     if kind is str or kind is bytes or is_container(value):
-        return f"{type_name(kind)} of {len(value)}"
+        return f"{type_name(kind)} of {count(value)}"
     return "class" if issubclass(kind, type) else type_name(kind)
 
 
@@ -88,7 +89,7 @@ def preview(name: str, value: Any, *, head: bool = False) -> str:
     """Return what there is to say of a variable; with `head` its first rows too."""
     look = looks().get(id(type(value)))
     if look is not None:
-        lines = [sized(value), *look.lines(value, head)]
+        lines = [sized(value), *look.lines(value, name if head else "")]
     elif is_container(value):
         lines = [sized(value), f"  {contents(value)}"]
     else:

@@ -35,7 +35,9 @@ def summary(rehearsal: Rehearsal) -> str:
     else:
         count = f"{_counted(sent, 'item')}, {size:,} bytes"
         holds = "the server holds nothing of it"
-    return f"would send {count} {_way(rehearsal)}; {holds}"
+    first = "compact the conversation, and then " if rehearsal.compacts else ""
+    less = " or less" if rehearsal.compacts else ""
+    return f"would {first}send {count}{less} {_way(rehearsal)}; {holds}"
 
 
 def bundle(rehearsal: Rehearsal) -> dict[str, str]:

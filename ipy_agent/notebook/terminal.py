@@ -14,10 +14,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-import msgspec
-
 from ipy_agent import rendering
-from ipy_agent.agent.approval import Question, Reply
+from ipy_agent.agent.approval import Question, Reply, called
 from ipy_agent.agent.tools import bounded
 from ipy_agent.notebook.interrupt import Interrupts, interrupts_raise
 from ipy_agent.notebook.parts import SHOWN, Footer, kinds, row_of, source, summary
@@ -150,7 +148,7 @@ class PlainFront:
     def _began(self, event: ToolBegan) -> None:
         said, language = source(event, self._kinds.get(event.call_id))
         if language == "json":
-            said, language = _as_asked(event.name, said), "python"
+            said, language = called(event.name, said), "python"  # as a question puts it
         self._line(f"[{event.name}]")
         self._sent = None
         sys.stdout.write(f"{listed(said, language)}\n")
@@ -220,11 +218,3 @@ class PlainFront:
         sys.stdout.write(said)
         sys.stdout.flush()
         self._fresh = said.endswith("\n") if said else self._fresh
-
-
-def _as_asked(name: str, arguments: str) -> str:
-    """Return a call as a question puts it, so that it need not be said again when that is asked."""
-    told = msgspec.json.decode(arguments)
-    if not isinstance(told, dict):
-        return arguments
-    return f"{name}({', '.join(f'{one}={value!r}' for one, value in told.items())})"

@@ -27,6 +27,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
         held_items: those that it leaves out.
         full_bytes: what a request with no memory on the other side would have.
         previous_response_id: what it continues from.
+        compacts: whether the conversation would be compacted first, so that less is sent than this.
     """
 
     transport: str
@@ -36,6 +37,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
     held_items: int
     full_bytes: int
     previous_response_id: str | None
+    compacts: bool = False
 
     @classmethod
     def of(

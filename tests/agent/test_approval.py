@@ -41,8 +41,8 @@ def test_every_mode_has_its_verdicts():
 
 
 def test_a_call_is_shown_with_its_arguments():
-    """The question shows the values that will be passed."""
-    asked = question(ACTING, {"x": "a", "y": 3})
+    """The question shows the values as the model wrote them."""
+    asked = question(ACTING, '{"x": "a", "y": 3}')
 
     assert (asked.tool, asked.code, asked.language) == ("f", "f(x='a', y=3)", "python")
     assert str(asked) == (
@@ -57,21 +57,23 @@ def test_code_is_shown_as_it_runs():
         """Run."""
 
     made = tool_of(python, shows="code")
-    asked = question(made, {"code": "a = 1\nprint(a)", "quiet": False})
+    asked = question(made, '{"code": "a = 1\\nprint(a)", "quiet": false}')
     assert (asked.code, asked.language) == ("a = 1\nprint(a)", "python")
     assert str(asked).startswith("a = 1\nprint(a)\n\nRun python with quiet=False? [y = this call, ")
 
 
 def test_a_text_that_is_not_python_is_asked_about_as_a_text():
     """Nobody knows the language of another tool's parameter."""
-    asked = question(tool_of(_run, shows="code"), {"code": "SELECT 1"})
-
+    asked = question(tool_of(_run, shows="code"), '{"code": "SELECT 1"}')
     assert (asked.code, asked.language) == ("SELECT 1", "text")
+
+    asked = question(tool_of(_run, custom=True), "SELECT 2")
+    assert (asked.code, asked.language) == ("SELECT 2", "text")
 
 
 def test_a_lone_carriage_return_is_a_new_line_as_python_takes_it():
     """Code behind one does not pass for the end of a comment."""
-    asked = question(tool_of(_run, shows="code"), {"code": "# harmless\revil()"})
+    asked = question(tool_of(_run, shows="code"), r'{"code": "# harmless\revil()"}')
 
     assert str(asked).startswith("# harmless\nevil()\n")
     assert asked.code == "# harmless\revil()"
@@ -79,8 +81,9 @@ def test_a_lone_carriage_return_is_a_new_line_as_python_takes_it():
 
 def test_what_hides_or_reorders_text_is_shown_by_its_code():
     """The question has no character that a terminal obeys, or that turns text around."""
-    asked = str(question(ACTING, {"x": 1, "y": "\x1b[2K\u202e\u200b\r"}))
-    code = str(question(tool_of(_run, shows="code"), {"code": "safe()\r\x1b[2K\u202eevil()"}))
+    hidden = r"\u001b[2K\u202e\u200b\r"
+    asked = str(question(ACTING, f'{{"x": 1, "y": "{hidden}"}}'))
+    code = str(question(tool_of(_run, shows="code"), f'{{"code": "safe(){hidden}evil()"}}'))
 
     for sign in "\x1b\u202e\u200b\r":
         assert sign not in asked
@@ -93,16 +96,29 @@ def _run(code: str):
 
 
 @dataclasses.dataclass
-class Unsayable:
-    x: int
-
-    def __repr__(self):
-        raise RuntimeError("no")
+class Job:
+    path: str
+    force: bool = dataclasses.field(default=False, repr=False)
 
 
-def test_a_value_that_cannot_be_shown_is_asked_about_all_the_same():
-    """A repr that raises does not end the run."""
-    assert "whose repr failed" in question(ACTING, {"x": Unsayable(1)}).code
+def wipe(job: Job):
+    """Wipe."""
+
+
+def test_what_a_class_hides_of_itself_is_shown():
+    """Its repr is its own matter: the question shows what the model wrote."""
+    asked = question(tool_of(wipe), '{"job": {"path": "tmp", "force": true}}')
+
+    assert asked.code == "wipe(job={'path': 'tmp', 'force': True})"
+
+
+@pytest.mark.parametrize("sign", ["\u3164", "\u115f", "\uffa0", "\u2800", "\ufe00", "\U000e0100"])
+def test_letters_that_leave_no_trace_are_shown_by_their_code(sign):
+    """Some of them may be part of a name: two names would look like one."""
+    asked = question(ACTING, f'{{"x": "a{sign}b"}}')
+
+    assert sign not in str(asked)
+    assert f"U+{ord(sign):04X}" in str(asked)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,21 @@ def test_two_threads_that_name_a_new_branch_share_it():
     assert len(branches.names) == 201
 
 
+def test_a_branch_that_went_with_a_reset_is_told_in_one_line():
+    """Who waited for it on another thread finds other branches."""
+    with pytest.raises(UsageError, match="branch 'idea' went with a reset meanwhile: run it again"):
+        Branches().alone_on("idea").__enter__()
+
+
+def test_what_was_dropped_is_of_no_branch():
+    """The names stay until there are others."""
+    branches = Branches()
+    say(branches, "main", "a", cell="1")
+    branches.drop()
+
+    assert said(branches, "main") == []
+
+
 def test_who_has_a_run_gets_no_second_one():
     """A tool that asks the agent that called it is refused, on any branch."""
     branches = Branches()

@@ -222,3 +222,15 @@ def test_a_turn_that_broke_off_does_not_condemn_its_endpoint(house):
     house.run(None, status="failed")
 
     house.check(1, budget_tokens=10, session_usd=10)
+
+
+def test_an_endpoint_that_tells_again_is_believed_again(house):
+    """One turn of which nobody told is no reason to refuse all that follow."""
+    house.run(None)
+    house.begin()
+    with pytest.raises(UsageError):
+        house.check(2, budget_tokens=1_000)
+    house.run(FULL)
+    house.begin()
+
+    house.check(4, budget_tokens=1_000)

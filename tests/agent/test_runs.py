@@ -269,6 +269,61 @@ def test_an_interrupt_at_the_question_ends_the_run(cell):
     assert one.run(Watching()) == "new"
 
 
+class Late(Watching):
+    """Says yes when it is too late."""
+
+    def __init__(self, begun=None):
+        super().__init__(answer=Reply.YES)
+        self._begun = begun
+
+    def approve(self, question):
+        if self._begun is None:
+            self.stop()
+        else:
+            assert self._begun.wait(SECONDS)
+        return super().approve(question)
+
+
+def test_a_stop_while_the_question_is_open_is_a_no(cell):
+    """Whatever is answered then."""
+    ran = []
+
+    def act():
+        """Act."""
+        ran.append(1)
+
+    one = cell([calls("act"), {"text": "new"}], act)
+
+    with pytest.raises(Interrupted):
+        one.run(Late(), mode="ask")
+    assert ran == []
+    assert [row.status for row in one.recorder.tools] == ["interrupted"]
+    assert one.run(Watching()) == "new"
+
+
+def test_a_yes_after_the_end_of_the_run_runs_nothing(cell):
+    """Its time was up while the question was open: the conversation says that it was cut off."""
+    ran, over = [], threading.Event()
+
+    def act():
+        """Act."""
+        ran.append(1)
+
+    one = cell([calls("act"), {"text": "new"}], act)
+    listen = one.recorder.listener()
+
+    def record(event):
+        listen(event)
+        if isinstance(event, RunEnded):
+            over.set()
+
+    with pytest.raises(BudgetExceeded):
+        one.run(Late(over), mode="ask", budget_seconds=0.05, record=record)
+    assert ran == []
+    assert one.said[-1] == "cut off by the end of the run; side effects unknown"
+    assert one.run(Watching()) == "new"
+
+
 def test_a_stop_before_a_tool_begins_keeps_it_from_running(cell):
     """What was asked for and not begun any more has an output and a row."""
     ran = []
@@ -295,7 +350,7 @@ def test_a_stop_while_a_tool_is_being_begun_keeps_it_from_running(cell):
         """Act."""
         ran.append(1)
 
-    class Late(Watching):
+    class AtOnce(Watching):
         def working(self):
             self.stop()
             return super().working()
@@ -303,7 +358,7 @@ def test_a_stop_while_a_tool_is_being_begun_keeps_it_from_running(cell):
     one = cell([calls("act"), {"text": "new"}], act)
 
     with pytest.raises(Interrupted):
-        one.run(Late())
+        one.run(AtOnce())
     assert ran == []
     assert one.run(Watching()) == "new"
 

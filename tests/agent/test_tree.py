@@ -96,26 +96,36 @@ def test_running_all_twice_gives_the_same_conversation(notebook):
     assert notebook.stands("replaced") == [1, 2, 3]
 
 
+def test_a_cell_that_was_put_between_others_has_its_place_after_running_all(notebook):
+    """Whether it ran alone before or not: all of them are live, and in that order."""
+    for first in (("a", "c", "b"), ("a", "c")):
+        notebook = Notebook()
+        for word in (*first, "a2", "b2", "c2"):
+            notebook.run(word)
+
+        assert notebook.said() == "a2 b2 c2"
+        assert notebook.stands("stale") == []
+
+
+def test_a_cell_that_passes_over_stale_ones_stands_before_them(notebook):
+    """They did not come before it; run again, they follow it."""
+    for word in ("a", "b", "c", "a2", "c2"):
+        notebook.run(word)
+    assert notebook.said() == "a2 c2"
+    notebook.run("b2")
+
+    assert notebook.said() == "a2 c2 b2"
+
+
 def test_a_new_cell_follows_the_one_that_ran_last(notebook):
-    """What is stale between them is left out; run again, it takes its own place, before."""
+    """What is stale between them is left out; run again, it follows the new one."""
     for word in ("a", "b", "c", "b2", "d"):
         notebook.run(word)
     assert notebook.said() == "a b2 d"
 
     notebook.run("c2")
-    assert notebook.said() == "a b2 c2"
-    assert notebook.stands("stale") == [5]
-
-
-def test_a_stale_cell_may_be_left_out(notebook):
-    """The one behind it follows what is live before it."""
-    for word in ("a", "b", "c", "a2", "c2"):
-        notebook.run(word)
-    assert notebook.said() == "a2 c2"
-
-    notebook.run("b2")
-    assert notebook.said() == "a2 b2"
-    assert notebook.stands("stale") == [5]
+    assert notebook.said() == "a b2 d c2"
+    assert notebook.stands("stale") == []
 
 
 def test_appending_keeps_what_was_said(notebook):
@@ -290,6 +300,34 @@ def test_undo_leaves_a_branch_that_went_on(notebook):
 
     assert (notebook.said("main"), notebook.said("idea")) == ("a", "a2 c")
     assert notebook.stands("live") == [1, 2, 3]
+
+
+def test_undo_goes_back_past_what_was_taken_back_elsewhere(notebook):
+    """A run that a branch shared and that is undone does not come back with the next undo."""
+    notebook.run("a")
+    notebook.tree.fork("x", "main")
+    notebook.run("b", branch="x")
+    notebook.run("a2")
+    notebook.run("c", branch="x")
+    taken = [notebook.tree.undo(branch).number for branch in ("main", "x", "x")]
+
+    assert taken == [3, 4, 2]
+    assert (notebook.said(), notebook.said("x")) == ("a", "a")
+
+
+def test_a_cell_is_in_a_line_once_when_two_branches_ran_it_again_at_a_time(notebook):
+    """The one that ends last on its branch has the place there."""
+    notebook.run("a")
+    notebook.tree.fork("x", "main")
+    place = Place.of(notebook.tree.line("x"), "x", "a")
+    notebook.run("a2")
+    notebook.number += 1
+    said = place.said.extend([user("a3")])
+    last = Run(number=notebook.number, branch="x", cell="a", parent=place.parent, said=said)
+    notebook.tree.add(last, replaced=place.held)
+
+    assert (notebook.said(), notebook.said("x")) == ("a2", "a3")
+    assert [entry.run.number for entry in notebook.tree.line("x")] == [3]
 
 
 def test_what_was_dropped_stands_as_reset(notebook):

@@ -37,17 +37,17 @@ def test_a_frame_tells_each_column_once():
 
 
 def test_the_first_rows_are_the_users_own_to_read():
-    """With `head` five rows follow, with the index that they have."""
+    """With `head` three rows follow, under a name, with the index that they have."""
     days = pd.date_range("2026-01-01", periods=9, name="day")
     frame = pd.DataFrame({"n": range(9), "word": list("abcdefghi")}, index=days)
 
     said = lines(frame, head=True)
 
     assert said[0].startswith("  index day: datetime64")
-    table = said[said.index("") + 1 :]
-    assert table[0].split() == ["n", "word"]
-    assert [row.split()[-2:] for row in table[1:]] == [[str(n), "abcde"[n]] for n in range(5)]
-    assert table[1].startswith("2026-01-01")
+    name, columns, *table = said[said.index("") + 1 :]
+    assert (name, columns.split()) == ("x.head(3):", ["n", "word"])
+    assert [row.split()[-2:] for row in table] == [["0", "a"], ["1", "b"], ["2", "c"]]
+    assert table[0].startswith("2026-01-01")
 
 
 def test_a_column_that_is_not_plain_does_not_hide_the_others():
@@ -75,7 +75,7 @@ def test_a_label_is_not_taken_for_an_attribute():
     said = lines(pd.Series(range(6), index=labels), head=True)
 
     assert said[1] == "  int64; 0 to 5"
-    assert said[3].split() == ["levels", "0"]
+    assert said[4].split() == ["levels", "0"]
     assert lines(pd.DataFrame({label: [1] for label in labels}, index=["levels"]), head=True)
 
 
@@ -149,7 +149,7 @@ def test_a_series_tells_its_index_and_its_first_values():
 
     assert said[0].startswith("  index kind: ")
     assert said[1] == "  int64; 1 to 2"
-    assert [line.split() for line in said[3:]] == [["b", "2"], ["a", "1"]]
+    assert [line.split() for line in said[4:]] == [["b", "2"], ["a", "1"]]
 
 
 def test_an_index_of_levels_is_told_by_its_names():

@@ -5,11 +5,23 @@ from __future__ import annotations
 import collections
 import datetime as dt
 import decimal
+import sys
+import threading
 
 import numpy as np
 import pytest
 
-from ipy_agent.notebook.literals import fitting, home, label, library, safe, short, type_name
+from ipy_agent.notebook.literals import (
+    contents,
+    fitting,
+    home,
+    label,
+    library,
+    safe,
+    short,
+    type_name,
+)
+from ipy_agent.notebook.preview import preview, sized
 
 
 @pytest.mark.parametrize(
@@ -91,3 +103,33 @@ def test_only_what_fits_is_made():
     assert made == [0, 1, 2]
     assert short("abc", 3) == "abc"
     assert short("abcd", 3) == "ab…"
+
+
+def test_a_range_may_be_longer_than_len_can_say():
+    """It is told all the same, wherever it is."""
+    assert sized(range(10**30)) == f"range of {sys.maxsize}"
+    assert preview("r", range(10**30)) == f"r: range of {sys.maxsize}\n  0, 1, 2, 3, 4, 5, …"
+    assert preview("r", [range(10**30)]).endswith("[0, 1, 2, 3, 4, 5, …]")
+
+
+def test_a_container_that_another_thread_changes_is_told_all_the_same():
+    """Its values are taken out in one go."""
+    changing, over = dict.fromkeys(range(100)), threading.Event()
+
+    def change():
+        while not over.is_set():
+            changing.update(dict.fromkeys(range(100, 200)))
+            for key in range(100, 200):
+                changing.pop(key)
+
+    thread = threading.Thread(target=change)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(3_000):
+            assert contents(changing).startswith("0: None, 1: None")
+    finally:
+        over.set()
+        thread.join()
+        sys.setswitchinterval(before)

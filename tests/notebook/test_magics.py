@@ -659,7 +659,7 @@ def test_variables_are_handed_over_by_name(loaded, script, ask):
     assert (number, other) == ("n: int 3", "ñ: int 5")
     assert frame.startswith("frame: DataFrame 2×1\n")
     assert "  a: int64; 1 to 2" in frame
-    assert head == "   a\n0  1\n1  2"
+    assert head == "frame.head(3):\n   a\n0  1\n1  2"
     assert asked == "Compare `n` with `frame`, then `n` and `ñ`."
 
 
