@@ -920,10 +920,11 @@ def test_the_way_is_a_setting(new, served):
 
 def test_a_refused_upgrade_is_said_once(new, served):
     """`auto` goes on over HTTP for the rest of the session."""
-    real = served([])
+    real, relays = served([]), set()
 
     async def relay(reader, writer):
         """Refuse whatever asks for an upgrade, and pass the rest on."""
+        relays.add(asyncio.current_task())
         head = await reader.readuntil(b"\r\n\r\n")
         if b"upgrade" in head.lower():
             writer.write(b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n")
@@ -953,6 +954,7 @@ def test_a_refused_upgrade_is_said_once(new, served):
     finally:
         session.close()
         thread.loop.call_soon_threadsafe(proxy.close)
+        thread.call(asyncio.wait(relays), SECONDS)
         thread.stop()
 
     assert list(session.turns["transport"]) == ["http", "http"]

@@ -71,7 +71,8 @@ def told(event):
 def test_two_lanes_are_answered_side_by_side(guest):
     """While one lane is in the middle of its answer another one gets the whole of its own."""
     slower = {**SLOW, "delay_ms": 50}  # than the SDK is with its first event, which imports much
-    with guest([slower, {"text": "fast", "chunk_chars": 1}]).responses.connect() as connection:
+    faster = {"text": "fast", "chunk_chars": 1, "delay_ms": 60}
+    with guest([slower, faster]).responses.connect() as connection:
         connection.response.create(model=MODEL, input="a", stream_id="a")
         until(connection, "response.output_text.delta", "a")
         connection.response.create(model=MODEL, input="b", stream_id="b")
