@@ -83,6 +83,7 @@ class Endpoint:
         instructions: the instructions when the user sets none.
         hidden_tools: built-in tools that this endpoint's model is better off without.
         images: whether its models take pictures; `None`, if the user says so.
+        heads: whether the first rows of a table that is handed over help its model.
         output_limit: how many characters of a tool's output its model is shown.
         hint_repeats: answer a tool call that repeats the one before it with a hint.
         limits: what a connection to it can do.
@@ -103,6 +104,7 @@ class Endpoint:
     instructions: str = INSTRUCTIONS
     hidden_tools: frozenset[str] = frozenset()
     images: bool | None = None
+    heads: bool = True
     output_limit: int = 20_000
     hint_repeats: bool = False
     limits: Limits = Limits()
@@ -265,6 +267,7 @@ ENDPOINTS = {
             url="",
             instructions=LOCAL_INSTRUCTIONS,
             images=False,
+            heads=False,  # seeing rows, a small model answers from them, or makes up a `df`
             hidden_tools=frozenset({"inspect"}),
             output_limit=2_000,
             hint_repeats=True,

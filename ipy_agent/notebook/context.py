@@ -52,13 +52,16 @@ class Handed(msgspec.Struct, frozen=True):
         return "\n\n".join([*self.previews, self.text])
 
 
-def handed_over(cell: str, names: Mapping[str, Any], *, images: bool | None = None) -> Handed:
+def handed_over(
+    cell: str, names: Mapping[str, Any], *, images: bool | None = None, heads: bool = True
+) -> Handed:
     """Return a prompt with what it hands over by $`name`.
 
     Args:
         cell: what the user wrote.
         names: the variables of the notebook.
         images: whether the model takes pictures; `None`, it may.
+        heads: whether first rows are shown.
 
     Raises:
         UsageError: there is no such variable, it is no name, or a figure cannot be drawn.
@@ -69,7 +72,7 @@ def handed_over(cell: str, names: Mapping[str, Any], *, images: bool | None = No
         value = _named(name, names)
         figure = drawable(value)
         if figure is None:
-            previews.append(preview(name, value, head=True))
+            previews.append(preview(name, value, head=heads))
         elif images is False:
             previews.append(f"{name}: {sized(value)}, a picture, which this model cannot see")
         else:

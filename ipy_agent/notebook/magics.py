@@ -197,7 +197,7 @@ class AgentMagics(Magics):
         target = self.session.endpoint
         if options.endpoint is not None:
             target = Endpoint.named(options.endpoint)
-        handed = handed_over(cell, self._names, images=target.images)
+        handed = handed_over(cell, self._names, images=target.images, heads=target.heads)
         if not handed.text.strip():
             raise UsageError("the prompt is empty: write what you want below %%agent")
         shown = [] if options.image is None else pictures_of(options.image, self._names)

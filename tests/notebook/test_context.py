@@ -14,10 +14,19 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ipy_agent.endpoints import ENDPOINTS
 from ipy_agent.errors import UsageError
 from ipy_agent.notebook.context import Handed, Told, handed_over, told
 
 # handed over on purpose
+
+
+def test_first_rows_are_left_out_for_a_model_that_they_mislead():
+    """What is in the columns is told all the same."""
+    (said,) = handed_over("$`df`", {"df": pd.DataFrame({"a": [1, 2]})}, heads=False).previews
+
+    assert said == "df: DataFrame 2×1\n  a: int64; 1 to 2"
+    assert not ENDPOINTS["local"].heads
 
 
 def test_variables_that_are_named_stand_before_the_prompt():
