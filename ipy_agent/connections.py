@@ -20,6 +20,7 @@ from ipy_agent.settings import Way
 from ipy_agent.transport import Transport
 from ipy_agent.transport.auto import AutoTransport
 from ipy_agent.transport.http import HttpTransport
+from ipy_agent.transport.recovery import Recovery
 from ipy_agent.transport.websocket import WebSocketTransport
 
 __all__ = ["Connections"]
@@ -44,7 +45,7 @@ class Connections:
         key = endpoint, way
         with self._making:
             if key not in self._transports:
-                self._transports[key] = _WAYS[way](endpoint)
+                self._transports[key] = Recovery(_WAYS[way](endpoint), endpoint)
             return self._transports[key]
 
     def compacting(self, endpoint: Endpoint) -> HttpTransport:
@@ -54,6 +55,8 @@ class Connections:
             UsageError: there is a transport of the user's own, and it cannot.
         """
         found = self.to(endpoint, "http")
+        if isinstance(found, Recovery):
+            found = found.transport
         if not isinstance(found, HttpTransport):
             raise UsageError(f"a {type(found).__name__} cannot compact: start over instead")
         return found

@@ -4,6 +4,7 @@
     ├── UsageError            a wrong option, an empty prompt, an unknown suffix (also ValueError)
     ├── MissingExtra          a package that an optional part needs (also ImportError)
     ├── ToolError             a function that cannot become a tool (also TypeError)
+    ├── JournalFailed         the conversation cannot be kept on disk
     ├── ModelUnavailable      no weights to be had, or no room for them
     ├── TransportError        the way to the endpoint; `sent` says whether the request may have run
     │   ├── ConnectionFailed  nothing answers there
@@ -36,6 +37,7 @@ __all__ = [
     "ConnectionFailed",
     "ConnectionLost",
     "Interrupted",
+    "JournalFailed",
     "MessageTooBig",
     "MissingExtra",
     "ModelUnavailable",
@@ -95,6 +97,12 @@ class ToolError(AgentError, TypeError):
     code = "tool"
 
 
+class JournalFailed(AgentError):
+    """The conversation cannot be kept on disk."""
+
+    code = "journal"
+
+
 class ModelUnavailable(AgentError):
     """Weights that no source could give, or that this machine has no room for."""
 
@@ -112,9 +120,13 @@ class TransportError(AgentError):
 
 
 class ConnectionFailed(TransportError):
-    """Nothing answers at the endpoint's address."""
+    """Nothing answers at the endpoint's address. `transient`: another try may find something."""
 
     code = "connection_failed"
+
+    def __init__(self, message: str, *, sent: bool = False, transient: bool = False) -> None:
+        super().__init__(message, sent=sent)
+        self.transient = transient
 
 
 class UpgradeRefused(TransportError):

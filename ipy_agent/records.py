@@ -180,6 +180,21 @@ class Listener:
         """The number of the run, from its first value on."""
         return self._cell.cell
 
+    @property
+    def row(self) -> CellRecord:
+        """The run's row."""
+        return self._cell
+
+    @property
+    def turn(self) -> TurnRecord:
+        """The row of the run's latest turn."""
+        return self._turn
+
+    @property
+    def tool(self) -> ToolRecord:
+        """The row of the tool call that ended last, of any run."""
+        return self._records.tools[-1]
+
     def __call__(self, event: Event | Trace) -> None:
         """Take note of one value of the stream."""
         note = self._NOTES.get(type(event))
@@ -226,6 +241,7 @@ class Listener:
             setattr(row, name, getattr(event, name))
         row.sent_bytes = before + event.sent_bytes  # what a turn cost, however often it was sent
         row.retries = event.attempt
+        row.ttft_ms = self._item_seen = None  # what came of an earlier try is superseded
         self._resent = event.resent
 
     def _first_sign(self, _event: Event) -> None:

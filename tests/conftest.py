@@ -22,6 +22,15 @@ KEY_VARIABLE = "IPY_AGENT_TESTS_KEY"
 SECONDS = 20
 
 
+@pytest.fixture(scope="session", autouse=True)
+def state(tmp_path_factory):
+    """Sessions are kept in a folder of the tests, not in the user's."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        yield folder
+
+
 @dataclass
 class Seen:
     """What a peer saw of one connection."""
@@ -47,7 +56,8 @@ class Peer:
     The script is a list with an entry a connection: an HTTP status (with headers, if need be)
     that refuses it, or a list with an entry a frame of the client: the steps that answer it.
     A step is a dict (a frame), a str or bytes (sent as they are, bytes as a binary frame),
-    `("text", bytes)` (a text frame of these bytes), `("close", CODE)` or `("reset",)`.
+    `("text", bytes)` (a text frame of these bytes), `("close", CODE)`, `("reset",)` or
+    `("deaf",)` (from then on it hears nothing, not even a ping).
     Past the end of a script there is silence.
     """
 
@@ -112,6 +122,8 @@ class Peer:
             await connection.send(step[1], text=True)
         elif step[0] == "close":
             await connection.close(step[1])
+        elif step[0] == "deaf":
+            connection.transport.pause_reading()
         else:
             connection.transport.abort()
 

@@ -32,7 +32,7 @@ def test_there_is_one_transport_an_endpoint_and_way(connections):
     """Asked for again, it is the same; each way is of its kind."""
     kinds = {"auto": AutoTransport, "websocket": WebSocketTransport, "http": HttpTransport}
     for way, kind in kinds.items():
-        assert type(connections.to(HERE, way)) is kind
+        assert type(connections.to(HERE, way).transport) is kind
         assert connections.to(HERE, way) is connections.to(HERE, way)
         assert connections.to(HERE, way) is not connections.to(THERE, way)
 

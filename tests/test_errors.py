@@ -19,6 +19,7 @@ CODES = {
     "ConnectionFailed": "connection_failed",
     "ConnectionLost": "connection_lost",
     "Interrupted": "interrupted",
+    "JournalFailed": "journal",
     "MessageTooBig": "message_too_big",
     "MissingExtra": "missing_extra",
     "ModelUnavailable": "model_unavailable",

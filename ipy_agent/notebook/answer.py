@@ -22,6 +22,7 @@ from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.notebook.interrupt import interrupts_raise
 from ipy_agent.notebook.panel import Board, Panel
 from ipy_agent.notebook.parts import (
+    SUPERSEDED,
     Call,
     Document,
     Footer,
@@ -255,6 +256,8 @@ class CellFront:
         streamed: list[Part] = [*self._texts.values(), *self._thoughts.values()]
         for part in streamed:
             self._screen.drop(part)
+        if streamed:
+            self._screen.add(Remark(SUPERSEDED))
         self._texts, self._thoughts = {}, {}
         self._status = "thinking"
 

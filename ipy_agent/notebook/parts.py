@@ -21,6 +21,7 @@ from ipy_agent.trace import ToolBegan, ToolEnded
 
 __all__ = [
     "SHOWN",
+    "SUPERSEDED",
     "Call",
     "Document",
     "Footer",
@@ -129,6 +130,9 @@ class Document(Growing):
             return msgspec.json.format(self.text, indent=2)
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
             return self.text
+
+
+SUPERSEDED = "an answer broke off here, and was asked for again"
 
 
 class Remark:

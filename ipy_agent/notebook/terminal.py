@@ -18,7 +18,7 @@ from ipy_agent import rendering
 from ipy_agent.agent.approval import Question, Reply, called
 from ipy_agent.agent.tools import bounded
 from ipy_agent.notebook.interrupt import Interrupts, interrupts_raise
-from ipy_agent.notebook.parts import SHOWN, Footer, kinds, row_of, source, summary
+from ipy_agent.notebook.parts import SHOWN, SUPERSEDED, Footer, kinds, row_of, source, summary
 from ipy_agent.notebook.questions import asked_in_terminal, how_to_allow, listed
 from ipy_agent.protocol.events import (
     Event,
@@ -161,8 +161,11 @@ class PlainFront:
     def _asking(self, _: TurnBegan) -> None:
         self._tell_turn()
 
-    def _waits(self, _: RequestSent) -> None:
+    def _waits(self, event: RequestSent) -> None:
+        broke_off = event.attempt > 0 and bool(self._streamed or self._thought)
         self._anew()
+        if broke_off:
+            self._line(f"[{SUPERSEDED}]")
         self._sent = self._clock()
 
     def _over(self, _: RunEnded) -> None:

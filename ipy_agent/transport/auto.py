@@ -1,7 +1,9 @@
 """WebSocket where an endpoint has it, HTTP where it does not: found out once, by asking.
 
-Rule 1: only a refused upgrade leads over to HTTP, and only before anything of a turn was sent.
-Rule 2: the way is changed once, and said once.
+Rule 1: only an upgrade that is refused, or that fails again and again, leads over to HTTP, and only
+before anything of a turn was sent.
+Rule 2: a refusal changes the way for good, and that is said once. A failure may pass: the next turn
+asks for a WebSocket again.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import contextlib
 
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import AuthenticationFailed, UpgradeRefused
+from ipy_agent.errors import AuthenticationFailed, ConnectionFailed, UpgradeRefused
 from ipy_agent.protocol.events import Error
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.requests import Request
@@ -26,6 +28,10 @@ _FORBIDDEN = 403
 _NO_WEBSOCKET = frozenset({200, _FORBIDDEN, 404, 405, 426})
 """What servers and proxies say to an upgrade that they do not know."""
 
+OVERLOADED = frozenset({500, 502, 503, 504})
+FAILURES = 3
+"""After how many failures in a row an endpoint is asked over HTTP."""
+
 
 class AutoTransport:
     """The best way that an endpoint has. Made at no cost; connects at the first turn.
@@ -40,19 +46,22 @@ class AutoTransport:
         self._websocket = WebSocketTransport(endpoint, locate=locate)
         self._http = HttpTransport(endpoint, locate=locate)
         self._way: Transport = self._websocket if endpoint.websocket else self._http
+        self._failures = 0
 
     async def stream(self, request: Request) -> Stream:
         """Answer a whole request; see `Transport.stream`."""
-        refused: UpgradeRefused | None = None
+        refused: UpgradeRefused | ConnectionFailed | None = None
         if self._way is self._websocket:
             sent = False
             try:
                 async with contextlib.aclosing(self._websocket.stream(request)) as stream:
                     async for event in stream:
-                        sent = sent or isinstance(event, RequestSent)
+                        if isinstance(event, RequestSent):
+                            sent, self._failures = True, 0
                         yield event
-            except UpgradeRefused as error:
-                if sent or error.status not in _NO_WEBSOCKET:
+            except (UpgradeRefused, ConnectionFailed) as error:
+                self._failures += 1
+                if sent or not self._leads_over(error):
                     raise
                 refused = error
             else:
@@ -78,15 +87,28 @@ class AutoTransport:
         await self._websocket.aclose()
         await self._http.aclose()
 
-    async def _over_http(self, request: Request, refused: UpgradeRefused | None) -> Stream:
-        if refused is not None and self._way is self._websocket:
+    def _leads_over(self, error: UpgradeRefused | ConnectionFailed) -> bool:
+        """Whether a WebSocket that could not be had is reason enough to go over HTTP."""
+        if isinstance(error, UpgradeRefused):
+            return error.status in _NO_WEBSOCKET or (
+                error.status in OVERLOADED and self._failures >= FAILURES
+            )
+        return error.transient and self._failures >= FAILURES
+
+    async def _over_http(
+        self, request: Request, refused: UpgradeRefused | ConnectionFailed | None
+    ) -> Stream:
+        status = getattr(refused, "status", None)
+        if status in _NO_WEBSOCKET and self._way is self._websocket:
             self._way = self._http
             yield Notice(
-                text=f"{self.endpoint.name} answers no WebSocket (HTTP {refused.status}): "
+                text=f"{self.endpoint.name} answers no WebSocket (HTTP {status}): "
                 "going on over HTTP",
                 lasting=True,
             )
-        doubtful = refused is not None and refused.status == _FORBIDDEN
+        elif refused is not None and self._way is self._websocket:
+            yield Notice(text=f"no WebSocket to {self.endpoint.name}: trying HTTP")
+        doubtful = status == _FORBIDDEN
         try:
             async with contextlib.aclosing(self._http.stream(request)) as stream:
                 async for event in stream:

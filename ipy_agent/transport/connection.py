@@ -14,7 +14,6 @@ import contextlib
 import time
 
 import msgspec
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State as SocketState
 
@@ -25,12 +24,15 @@ from ipy_agent.protocol.lanes import SERVER, IllegalMove, State
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
 from ipy_agent.transport.address import Address
-from ipy_agent.transport.handshake import MAX_FRAME, open_socket
+from ipy_agent.transport.clock import Clock
+from ipy_agent.transport.handshake import MAX_FRAME, Socket, open_socket
 from ipy_agent.transport.livelane import LiveLane
 
 __all__ = ["CONNECTION_LIMIT", "Connection", "open_connection"]
 
 CLOSE_SECONDS = 0.3
+SURE_SECONDS = 15.0
+"""How long a connection of which nothing came is taken for alive."""
 TOO_BIG = 1009
 """RFC 6455's code for a message that is larger than its receiver takes."""
 
@@ -49,12 +51,14 @@ class Connection:
     """
 
     def __init__(
-        self, number: int, socket: ClientConnection, connect_ms: float, limits: Limits
+        self, number: int, socket: Socket, connect_ms: float, limits: Limits, clock: Clock
     ) -> None:
         self.number = number
         self.socket = socket
         self.connect_ms = connect_ms
-        self.opened_at = self.used_at = time.monotonic()
+        self.clock = clock
+        self.opened_at = clock.age()
+        self.used_at = clock.now()
         self.turns = 0
         self.ignored = 0
         self.model: str | None = None
@@ -97,12 +101,26 @@ class Connection:
         lane.begin(len(frame))
         self._sent_bytes = len(frame)
         self.turns += 1
-        self.used_at = time.monotonic()
+        self.used_at = self.clock.now()
         try:
             await self.socket.send(frame, text=True)
         except ConnectionClosed as closed:
             raise self.lost or _lost(closed, self._sent_bytes) from None
         return len(frame)
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether the peer is still there: if nothing came of it lately, it has to answer a ping.
+
+        One that does not within so many seconds is left, and another connection takes its place.
+        """
+        if self.clock.now() - self.socket.heard_at <= SURE_SECONDS:
+            return self.alive
+        try:
+            async with asyncio.timeout(seconds):
+                await (await self.socket.ping())
+        except (TimeoutError, ConnectionClosed):
+            self.leaving = True
+        return self.alive
 
     async def close(self) -> None:
         """Say goodbye, and let go of the socket whether the peer answers that or not."""
@@ -178,15 +196,21 @@ class Connection:
 
 
 async def open_connection(
-    endpoint: Endpoint, address: Address, number: int, limits: Limits, *, began: float
+    endpoint: Endpoint,
+    address: Address,
+    number: int,
+    limits: Limits,
+    *,
+    began: float,
+    clock: Clock,
 ) -> Connection:
     """Connect, which `began` with finding the address, and say in one line why not.
 
     Raises:
         TransportError: nothing answers, or something that does not let us in.
     """
-    socket = await open_socket(endpoint, address)
-    return Connection(number, socket, (time.perf_counter() - began) * 1_000, limits)
+    socket = await open_socket(endpoint, address, clock)
+    return Connection(number, socket, (time.perf_counter() - began) * 1_000, limits, clock)
 
 
 _MISFIT = frozenset({1002, 1003, 1007, 1010})

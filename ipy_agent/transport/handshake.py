@@ -14,11 +14,24 @@ from websockets.exceptions import InvalidHandshake, InvalidProxy, InvalidStatus,
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, ConnectionFailed, UpgradeRefused
 from ipy_agent.transport.address import Address, key_refused
+from ipy_agent.transport.clock import Clock
 
-__all__ = ["MAX_FRAME", "open_socket"]
+__all__ = ["MAX_FRAME", "Socket", "open_socket"]
 
 MAX_FRAME = 16 * 2**20
 OPEN_SECONDS = 15.0
+PING_SECONDS = 20.0
+
+
+class Socket(ClientConnection):
+    """A WebSocket that knows when anything came of its peer: a frame, a pong, a part of one."""
+
+    clock: Clock = Clock()
+    heard_at = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = self.clock.now()
+        super().data_received(data)
 
 
 class _Connect(connect):
@@ -28,21 +41,26 @@ class _Connect(connect):
         return exc
 
 
-async def open_socket(endpoint: Endpoint, address: Address) -> ClientConnection:
+async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Socket:
     """Open a WebSocket to an endpoint, and say in one line why not.
+
+    A peer that answers no ping is noticed within twice `PING_SECONDS`.
 
     Raises:
         TransportError: nothing answers, or something that does not let us in.
     """
     try:
-        return await _Connect(
+        socket = await _Connect(
             address.websocket_url,
+            create_connection=Socket,
             additional_headers=address.headers,
             open_timeout=OPEN_SECONDS,
             max_size=MAX_FRAME,
             compression=None,
             # Loopback never goes through a proxy, whatever HTTP_PROXY says.
             proxy=None if endpoint.loopback else True,
+            ping_interval=PING_SECONDS,
+            ping_timeout=PING_SECONDS,
         )
     except InvalidStatus as refused:
         raise _refused(endpoint, refused) from None
@@ -54,8 +72,12 @@ async def open_socket(endpoint: Endpoint, address: Address) -> ClientConnection:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionFailed(
             f"nothing answers at {endpoint.url or address.http_url} ({reason}): check the address, "
-            "or choose another endpoint with `%agent connect`"
+            "or choose another endpoint with `%agent connect`",
+            transient=isinstance(error, OSError),
         ) from None
+    assert isinstance(socket, Socket)  # noqa: S101 (for the type checker)
+    socket.clock, socket.heard_at = clock, clock.now()
+    return socket
 
 
 def _refused(endpoint: Endpoint, refused: InvalidStatus) -> AgentError:

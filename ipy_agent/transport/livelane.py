@@ -44,7 +44,7 @@ class LiveLane:
         self._forks = 0
         self._free = asyncio.Event()
         self._forked_from: LiveLane | None = None
-        self._read = 0
+        self._read = self._number = 0
         self._before: str | None = None
         self._response: str | None = None
 
@@ -62,11 +62,13 @@ class LiveLane:
     def begin(self, sent_bytes: int) -> None:
         """Take note that a turn is asked for."""
         self.moves.move(CLIENT, "create")
-        self.sent_bytes, self.heard, self._read = sent_bytes, False, 0
+        self.sent_bytes, self.heard, self._read, self._number = sent_bytes, False, 0, 0
         self._before, self._response = self._response or self._before, None
 
     def take(self, size: int, event: Event) -> bool:
         """Take in an event of this lane's turn; one of the turn before it is not taken.
+
+        Nor is one that came before, or comes too late: the terminal event tells all of it again.
 
         Raises:
             IllegalMove: nothing like it may come now.
@@ -76,7 +78,10 @@ class LiveLane:
         if name is not None:
             if name == self._before:
                 return False
-            self._response = name
+            if name != self._response:
+                self._response, self._number = name, 0
+        if self._came_before(event):
+            return False
         self.moves.move(SERVER, event.KIND)
         self._read += size
         if self._read > MAX_RESPONSE:
@@ -90,6 +95,13 @@ class LiveLane:
         if event.KIND != "other" and not isinstance(event, ResponseCreated):
             self.let_go()
         return True
+
+    def _came_before(self, event: Event) -> bool:
+        number, last = event.sequence_number, self._number
+        if not isinstance(number, int) or event.KIND in ("terminal", "error"):
+            return False
+        self._number = max(number, last)
+        return number < last or number == last > 0  # some count nothing: all of theirs are 0
 
     def let_go(self) -> None:
         """Let the lane that was forked from move on."""

@@ -22,6 +22,7 @@ from ipy_agent.protocol.lanes import State
 from ipy_agent.protocol.requests import Request
 from ipy_agent.trace import Notice
 from ipy_agent.transport.address import Address, Locate, addresses
+from ipy_agent.transport.clock import Clock
 from ipy_agent.transport.connection import Connection, open_connection
 from ipy_agent.transport.livelane import LiveLane
 
@@ -43,8 +44,9 @@ class Place(msgspec.Struct, frozen=True):
 class Pool:
     """The connections to one endpoint."""
 
-    def __init__(self, endpoint: Endpoint, locate: Locate) -> None:
+    def __init__(self, endpoint: Endpoint, locate: Locate, clock: Clock) -> None:
         self.endpoint = endpoint
+        self.clock = clock
         self.limits = endpoint.limits
         self._locate = locate
         self._connections: list[Connection] = []
@@ -69,8 +71,7 @@ class Pool:
 
     def foreseen(self, request: Request) -> Place | None:
         """Return the place that a turn would have now, not taken; none, if one would be opened."""
-        now = time.monotonic()
-        fresh = [one for one in self._connections if not self._is_worn(one, now)]
+        fresh = [one for one in self._connections if not self._is_worn(one)]
         chosen = self._choice(request, fresh)
         return None if chosen is None else Place(chosen, chosen.foreseen(request.stream_id))
 
@@ -79,7 +80,7 @@ class Pool:
         connection, lane = place.connection, place.lane
         lane.let_go()
         lane.taken = False
-        connection.used_at = time.monotonic()
+        connection.used_at = self.clock.now()
         if self.limits.lanes is None and connection.echoes is not None:
             lanes = MAX_LANES if connection.echoes else 0
             self.limits = dataclasses.replace(self.limits, lanes=lanes)
@@ -94,7 +95,7 @@ class Pool:
         if not alive:
             return "not connected"
         first, *more = alive
-        minutes = (time.monotonic() - first.opened_at) / 60
+        minutes = (self.clock.age() - first.opened_at) / 60
         return (
             f"connected (WebSocket {first.number}, {first.turns} turns, "
             f"open for {minutes:.1f} min{f', and {len(more)} more' if more else ''})"
@@ -134,7 +135,12 @@ class Pool:
                     yield found
         assert isinstance(found, Address)  # noqa: S101 (it is the last, or it raises)
         opened = await open_connection(
-            self.endpoint, found, self._opened + 1, self.limits, began=began
+            self.endpoint,
+            found,
+            self._opened + 1,
+            self.limits,
+            began=began,
+            clock=self.clock,
         )
         opened.model = _model(request)
         self._opened += 1
@@ -152,18 +158,18 @@ class Pool:
 
     async def _sweep(self) -> None:
         """Close what is worn out, lost or left, as soon as nobody has a turn on it."""
-        now = time.monotonic()
         for connection in self._connections:
-            connection.leaving = connection.leaving or self._is_worn(connection, now)
+            connection.leaving = connection.leaving or self._is_worn(connection)
         over = [one for one in self._connections if not (one.alive or one.busy)]
         for connection in over:
             self._connections.remove(connection)
         await asyncio.gather(*(connection.close() for connection in over))
 
-    def _is_worn(self, connection: Connection, now: float) -> bool:
+    def _is_worn(self, connection: Connection) -> bool:
         life, rest = self.limits.seconds, self.limits.idle_seconds
-        old = life is not None and now - connection.opened_at > max(life - EARLY_SECONDS, life / 2)
-        idle = rest is not None and now - connection.used_at > rest * 0.9
+        age, unused = self.clock.age() - connection.opened_at, self.clock.now() - connection.used_at
+        old = life is not None and age > max(life - EARLY_SECONDS, life / 2)
+        idle = rest is not None and unused > rest * 0.9
         return old or (idle and not connection.busy)
 
 

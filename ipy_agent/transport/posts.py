@@ -226,7 +226,8 @@ def _unreachable(endpoint: Endpoint, url: str, error: Exception) -> ConnectionFa
             )
     return ConnectionFailed(
         f"nothing answers at {endpoint.url or url} ({_line(error)}): check the address, "
-        "or choose another endpoint with `%agent connect`"
+        "or choose another endpoint with `%agent connect`",
+        transient=isinstance(error, httpx2.TransportError),
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -28,8 +27,9 @@ from ipy_agent.protocol.response import Reason
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
 from ipy_agent.transport import Stream
 from ipy_agent.transport.address import Locate, key_refused, local_address
+from ipy_agent.transport.clock import Clock
 from ipy_agent.transport.connection import CONNECTION_LIMIT
-from ipy_agent.transport.livelane import Arrival, LiveLane
+from ipy_agent.transport.livelane import Arrival
 from ipy_agent.transport.pool import Place, Pool
 from ipy_agent.transport.rehearsal import Rehearsal
 from ipy_agent.transport.turns import Turn
@@ -38,6 +38,7 @@ __all__ = ["WebSocketTransport"]
 
 FIRST_EVENT_SECONDS = 60.0
 IDLE_SECONDS = 300.0
+PROBE_SECONDS = 2.0
 UNAUTHORIZED = 401
 SHORTEST_LIFE_SECONDS = 60.0
 """What is learnt at least of a connection's life: a server may end one early just once."""
@@ -59,7 +60,10 @@ class WebSocketTransport:
         endpoint: where responses come from.
         first_event: seconds that the endpoint has for its first event of a turn.
         idle: seconds of silence in a turn after which it counts as lost.
+        probe: seconds that the endpoint has to answer a ping, before a turn on a connection that
+            was not used for a while.
         locate: how the server of the endpoint `local` is found or started.
+        clock: what time it is.
     """
 
     def __init__(
@@ -68,12 +72,16 @@ class WebSocketTransport:
         *,
         first_event: float = FIRST_EVENT_SECONDS,
         idle: float = IDLE_SECONDS,
+        probe: float = PROBE_SECONDS,
         locate: Locate = local_address,
+        clock: Clock | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._first_event = first_event
         self._idle = idle
-        self._pool = Pool(endpoint, locate)
+        self._probe = probe
+        self._clock = clock or Clock()
+        self._pool = Pool(endpoint, locate, self._clock)
         self._diagnoses = endpoint.diagnoses
         self._answered: dict[str | None, str] = {}
 
@@ -92,14 +100,14 @@ class WebSocketTransport:
             try:
                 async with place.connection.in_flight:
                     await place.lane.stands_free()
-                    if not place.connection.alive:
-                        continue  # it was lost while this turn waited: nothing was sent
+                    if not await place.connection.answers(self._probe):
+                        continue  # it was lost meanwhile, and nothing was sent
                     turn = Turn(place, request, mended)
                     yield await self._send(turn, attempt)
-                    deadline, over = self._first_event, False
+                    heard, over = False, False
                     while not over:
-                        size, event = await self._arrival(place.lane, deadline)
-                        received, deadline = received + size, self._idle
+                        size, event = await self._arrival(place, heard=heard)
+                        received, heard = received + size, True
                         over = turn.learn(event)
                         if isinstance(event, Error) and event.status == UNAUTHORIZED:
                             raise key_refused(self.endpoint)
@@ -163,21 +171,26 @@ class WebSocketTransport:
                 f"{limit:,}: send less, or start over with `%agent reset`"
             )
 
-    async def _arrival(self, lane: LiveLane, seconds: float) -> Arrival:
-        if lane.arrived.empty():
+    async def _arrival(self, place: Place, *, heard: bool) -> Arrival:
+        """Return what comes next of a turn.
+
+        Its first event has a deadline. After it any sign of life counts: a model that thinks in
+        silence is not dead while its endpoint answers pings.
+        """
+        arrived, silent = place.lane.arrived, 0.0
+        seconds = self._idle if heard else self._first_event
+        while arrived.empty():
             try:
-                async with asyncio.timeout(seconds):
-                    arrival = await lane.arrived.get()
+                async with asyncio.timeout(seconds - silent):
+                    return _sound(await arrived.get())
             except TimeoutError:
-                raise NoAnswer(
-                    f"{self.endpoint.name} was silent for {seconds:g} s; run the cell again",
-                    sent=True,
-                ) from None
-        else:
-            arrival = lane.arrived.get_nowait()
-        if isinstance(arrival, AgentError):
-            raise arrival
-        return arrival
+                silent = self._clock.now() - place.connection.socket.heard_at
+                if not heard or silent >= seconds:
+                    raise NoAnswer(
+                        f"{self.endpoint.name} was silent for {seconds:g} s; run the cell again",
+                        sent=True,
+                    ) from None
+        return _sound(arrived.get_nowait())
 
     def _limit(self, **learnt: Any) -> None:
         self._pool.limits = dataclasses.replace(self._pool.limits, **learnt)
@@ -213,7 +226,7 @@ class WebSocketTransport:
         connection = turn.place.connection
         connection.leaving = True
         if self._pool.limits.seconds is None:
-            age = time.monotonic() - connection.opened_at
+            age = self._clock.age() - connection.opened_at
             self._limit(seconds=max(age, SHORTEST_LIFE_SECONDS))
 
     def _without_lane(self, turn: Turn) -> None:
@@ -257,3 +270,10 @@ class WebSocketTransport:
             _elsewhere,
         ),
     }
+
+
+def _sound(arrival: Arrival | AgentError) -> Arrival:
+    """Return what arrived, or raise what came in its place."""
+    if isinstance(arrival, AgentError):
+        raise arrival
+    return arrival

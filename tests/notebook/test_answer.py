@@ -23,7 +23,7 @@ from traitlets.config import Config
 from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.errors import BudgetExceeded, Interrupted
 from ipy_agent.notebook.answer import CellFront
-from ipy_agent.notebook.parts import Footer
+from ipy_agent.notebook.parts import SUPERSEDED, Footer
 from ipy_agent.notebook.screen import BYTES_A_SECOND
 from ipy_agent.notebook.terminal import PlainFront
 from ipy_agent.protocol.events import (
@@ -382,12 +382,12 @@ def test_a_turn_that_is_sent_again_is_shown_once(front, screen):
     say(front, "It is 4")
     ask(front, attempt=1)
     with front.working():
-        assert screen.plain == "turn one\n\nthinking …"
+        assert screen.plain == f"turn one\n\n{SUPERSEDED}\n\nthinking …"
     say(front, "It is 42.")
     end(front, message("It is 42."))
     close(front)
 
-    assert screen.plain == "turn one\n\nIt is 42."
+    assert screen.plain == f"turn one\n\n{SUPERSEDED}\n\nIt is 42."
 
 
 def test_two_calls_of_one_id_each_keep_their_output(front, screen):
@@ -591,6 +591,7 @@ def test_thoughts_of_a_turn_that_is_sent_again_are_shown_once(front, screen):
     assert screen.plain.split("\n\n") == [
         "[thoughts] first",
         "one",
+        SUPERSEDED,
         "[thoughts] a thought",
         "two",
     ]
@@ -670,7 +671,7 @@ def test_a_lasting_notice_stays_in_the_cell_and_is_said_once(front, screen, cloc
     end(front, message("42"))
     close(front)
 
-    assert screen.plain == "no WebSocket there: going on over HTTP\n\n42"
+    assert screen.plain == f"no WebSocket there: going on over HTTP\n\n{SUPERSEDED}\n\n42"
     assert "font-size:85%" in screen.answer["text/html"]
 
 
@@ -1020,7 +1021,7 @@ def test_a_turn_sent_again_is_shown_once_also_above_a_figure(front, screen):
 
     before, figure, after, panel = order(screen)
     assert "half" not in before
-    assert (figure, after, panel) == ("figure", "whole", "panel")
+    assert (figure, after, panel) == ("figure", f"{SUPERSEDED}\n\nwhole", "panel")
 
 
 def test_a_call_that_was_cut_off_says_so(front, screen):

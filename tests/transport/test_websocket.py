@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import json
 import time
@@ -32,6 +33,7 @@ from ipy_agent.protocol.events import (
 from ipy_agent.protocol.items import EMPTY, text, user
 from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.trace import Notice, RequestSent, ResponseEnded
+from ipy_agent.transport.clock import Clock
 from ipy_agent.transport.connection import MAX_FRAME
 from ipy_agent.transport.websocket import WebSocketTransport
 
@@ -616,6 +618,121 @@ def test_a_connection_that_closed_while_idle_is_replaced_unseen(run, peer):
     assert sent(events).connection == 2
     assert sent(events).previous_response_id is None
     assert said(events) == "2"
+
+
+class Late(Clock):
+    """A clock that is set forward by hand, and one whose machine slept."""
+
+    ahead = asleep = 0.0
+
+    def now(self):
+        return super().now() + self.ahead
+
+    def age(self):
+        return super().now() + self.ahead + self.asleep
+
+
+def test_a_connection_that_was_not_used_for_a_while_is_asked_first(run, peer):
+    """If its peer answers a ping the turn goes there, and on by id."""
+    other = peer([answer("resp_1", "1"), answer("resp_2", "2")])
+    clock = Late()
+
+    async def main():
+        async with Talk(other.endpoint(), clock=clock) as talk:
+            await talk.ask("one")
+            clock.ahead = 16
+            return await talk.ask("two")
+
+    events = run(main())
+    assert sent(events).connection == 1
+    assert sent(events).previous_response_id == "resp_1"
+
+
+def test_a_connection_that_died_in_silence_is_replaced_unseen(run, peer):
+    """Its peer answers no ping: nothing was sent there, and nobody waits for a deadline."""
+    other = peer([[*answer("resp_1", "1"), ("deaf",)]], [answer("resp_2", "2")])
+    clock = Late()
+
+    async def main():
+        async with Talk(other.endpoint(), clock=clock, probe=0.1) as talk:
+            await talk.ask("one")
+            clock.ahead = 16
+            return await talk.ask("two")
+
+    events = run(main())
+    assert (sent(events).connection, sent(events).attempt) == (2, 0)
+    assert said(events) == "2"
+    assert len(other.seen[0].frames) == 1
+
+
+def test_any_sign_of_life_counts_in_a_turn(run, served):
+    """Between events it is asked when anything was heard, a pong too: thinking is silent."""
+
+    class Just(Clock):
+        """A clock by which something was heard just now."""
+
+        def now(self):
+            return 0.0
+
+    endpoint = served([{"text": "slow thoughts", "chunk_chars": 5, "delay_ms": 100}])
+
+    async def main(**more):
+        async with Talk(endpoint, idle=0.02, **more) as talk:
+            return said(await talk.ask("one"))
+
+    assert run(main(clock=Just())) == "slow thoughts"
+    with pytest.raises(NoAnswer):
+        run(main())
+
+
+def test_what_came_before_or_too_late_is_ignored(run, peer):
+    """Events have numbers: a copy is no second event, and one that was overtaken no next one."""
+
+    def numbered(*frames):
+        return [{**frame, "sequence_number": number} for number, frame in frames]
+
+    created, _, done, ended = answer("resp_1", "ab")
+    a, b = ({"type": "response.output_text.delta", "delta": one} for one in "ab")
+    came = [(0, created), (2, a), (2, a), (1, b), (0, created), (3, b), (4, done), (0, ended)]
+    other = peer([numbered(*came), answer("resp_2", "2")])
+
+    async def main():
+        async with Talk(other.endpoint()) as talk:
+            return await talk.ask("one"), await talk.ask("two"), talk.transport
+
+    one, two, transport = run(main())
+    assert (said(one), said(two)) == ("ab", "2")
+    assert transport._pool._opened == 1
+
+
+def test_an_endpoint_that_does_not_count_is_heard(run, peer):
+    """All numbers may be 0."""
+    frames = [{**frame, "sequence_number": 0} for frame in answer("resp_1", "1")]
+    other = peer([[*frames[:2], *frames[1:]]])
+
+    async def main():
+        async with Talk(other.endpoint()) as talk:
+            return said(await talk.ask("one"))
+
+    assert run(main()) == "11"
+
+
+def test_a_connection_ages_while_the_machine_sleeps(run, peer):
+    """Its endpoint counts that time too: it is renewed before the end, between two turns."""
+    other = peer([answer("resp_1", "1")], [answer("resp_2", "2")])
+    endpoint = other.endpoint()
+    limited = dataclasses.replace(
+        endpoint, limits=dataclasses.replace(endpoint.limits, seconds=3_600)
+    )
+    clock = Late()
+
+    async def main():
+        async with Talk(limited, clock=clock) as talk:
+            await talk.ask("one")
+            clock.asleep = 3_301
+            return await talk.ask("two")
+
+    assert sent(run(main())).connection == 2
 
 
 def test_garbage_on_an_idle_connection_costs_no_turn(run, peer):

@@ -1,0 +1,151 @@
+"""A turn that is asked again when its way broke: a layer around any transport.
+
+What broke decides, by a table, how often a turn is tried in all. Between two tries there is a pause
+that grows and is never twice the same, or as long as an endpoint asks for that has too much to do.
+What had arrived of an earlier try is superseded: a new `RequestSent` says so.
+
+Rule 1: nothing is asked again once a turn's terminal event was passed on.
+Rule 2: a pause is a sleep on the loop, which an interrupt ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from typing import NamedTuple
+
+import msgspec
+
+from ipy_agent.endpoints import Endpoint
+from ipy_agent.errors import (
+    AgentError,
+    ConnectionFailed,
+    ConnectionLost,
+    ProtocolError,
+    UpgradeRefused,
+)
+from ipy_agent.protocol.events import TERMINAL, Error, Event
+from ipy_agent.protocol.requests import Request
+from ipy_agent.protocol.response import failed
+from ipy_agent.trace import Notice, RequestSent, Trace
+from ipy_agent.transport import Stream, Transport
+from ipy_agent.transport.auto import OVERLOADED
+from ipy_agent.transport.clock import Clock
+from ipy_agent.transport.rehearsal import Rehearsal
+
+__all__ = ["Recovery"]
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0
+LONGEST_ASKED = 60.0
+"""How many seconds an endpoint may ask to be left alone: of a longer time its user is told."""
+
+BUSY = 429
+POLICY = 1008
+"""RFC 6455's code for what the endpoint will not have: it will not have it the next time either."""
+
+
+class _Again(NamedTuple):
+    """How often a turn is tried, and what is told of why."""
+
+    tries: int
+    told: str
+
+
+_LOST = _Again(5, "the connection was lost")
+_GARBLED = _Again(2, "the endpoint broke the protocol")
+_UNREACHED = _Again(3, "no connection")
+_BUSY = _Again(5, "the endpoint has too much to do")
+
+
+class Recovery:
+    """A transport that asks again.
+
+    Args:
+        transport: the way itself.
+        endpoint: where it leads.
+        clock: what sleeps.
+        chance: returns numbers from 0 to 1, by which pauses differ.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        endpoint: Endpoint,
+        *,
+        clock: Clock | None = None,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.transport = transport
+        self.endpoint = endpoint
+        self._clock = clock or Clock()
+        self._chance = chance or random.Random()  # noqa: S311 (nobody has to guess it)
+
+    async def stream(self, request: Request) -> Stream:
+        """Answer a whole request, however often it has to be sent; see `Transport.stream`."""
+        tries, sent, over = 0, 0, False
+        while True:
+            tries += 1
+            try:
+                async with contextlib.aclosing(self.transport.stream(request)) as stream:
+                    async for event in stream:
+                        if isinstance(event, RequestSent):
+                            yield msgspec.structs.replace(event, attempt=sent)
+                            sent += 1
+                            continue
+                        asked = _asked(event) if tries < _BUSY.tries else None
+                        if asked is not None:
+                            again, pause = _BUSY, asked
+                            break
+                        over = over or isinstance(event, (Error, *TERMINAL))
+                        yield event
+                    else:
+                        return
+            except AgentError as error:
+                found = None if over else _again(error, self.endpoint, reached=sent > 0)
+                if found is None or tries >= found.tries:
+                    raise
+                again, pause = found, self._pause(tries)
+            number = f"try {tries + 1} of {again.tries}"
+            yield Notice(text=f"{again.told}: asking again in {pause:.1f} s ({number})")
+            await self._clock.sleep(pause)
+
+    async def rehearse(self, request: Request) -> Rehearsal:
+        """Return what `stream` would send first; see `Transport.rehearse`."""
+        return await self.transport.rehearse(request)
+
+    def describe(self) -> str:
+        """Return where the way stands, in one line."""
+        return self.transport.describe()
+
+    async def aclose(self) -> None:
+        """Say goodbye and let go of everything."""
+        await self.transport.aclose()
+
+    def _pause(self, tries: int) -> float:
+        """Return how long to wait after so many tries: up to half of it is chance."""
+        longest: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (tries - 1))
+        return longest * (1 - self._chance.random() / 2)
+
+
+def _again(error: AgentError, endpoint: Endpoint, *, reached: bool) -> _Again | None:
+    """Return how often a turn is tried that ended so; `None`, if it is not tried again."""
+    if isinstance(error, ConnectionLost):
+        return None if error.close_code == POLICY else _LOST
+    if isinstance(error, ProtocolError):
+        return _GARBLED
+    if isinstance(error, UpgradeRefused):
+        return _UNREACHED if error.status in OVERLOADED else None
+    if isinstance(error, ConnectionFailed) and error.transient:
+        if reached:  # it was there a moment ago, and may be starting again
+            return _LOST
+        # At a loopback address that was typed wrong nobody wants to wait.
+        return None if endpoint.loopback and endpoint.url else _UNREACHED
+    return None
+
+
+def _asked(event: Event | Trace) -> float | None:
+    """Return how many seconds an endpoint asks to wait, if it does and that is not too long."""
+    if not isinstance(event, Error) or event.status != BUSY:
+        return None
+    seconds = failed(event.reason, event.status).retry_after
+    return None if seconds is None or seconds > LONGEST_ASKED else seconds
