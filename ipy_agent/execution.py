@@ -6,6 +6,7 @@ may have given up by then, and calls may still be open before.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 import sys
@@ -16,22 +17,24 @@ import msgspec
 from ipy_agent.agent.approval import Allowances
 from ipy_agent.agent.branches import Branches
 from ipy_agent.agent.budget import Spending
-from ipy_agent.agent.calls import Worker
+from ipy_agent.agent.calls import Outcome, Worker, refused
 from ipy_agent.agent.conversation import compacted
 from ipy_agent.agent.early import Hear, Perform
 from ipy_agent.agent.loop import Ask, Said, answer
+from ipy_agent.agent.notes import Notes
 from ipy_agent.agent.places import Place
 from ipy_agent.agent.plan import Plan, Tell
 from ipy_agent.agent.replay import show_again
 from ipy_agent.agent.runs import Front, attend
 from ipy_agent.agent.tree import Run
 from ipy_agent.connections import Connections
-from ipy_agent.errors import AgentError
-from ipy_agent.protocol.items import Chain, user
+from ipy_agent.errors import AgentError, JournalFailed
+from ipy_agent.protocol.events import Event
+from ipy_agent.protocol.items import Chain, Item, user
 from ipy_agent.protocol.requests import Request
 from ipy_agent.records import Recorder
 from ipy_agent.tables.prices import cost_usd
-from ipy_agent.trace import Notice
+from ipy_agent.trace import Notice, Trace
 from ipy_agent.transport.rehearsal import Rehearsal
 
 __all__ = ["Execution"]
@@ -43,11 +46,14 @@ class Execution:
     Attributes:
         allowances: the tools that run without a question.
         spending: what the runs took so far.
+        notes: is told of what happens in a run, and before a tool with side effects begins.
     """
 
-    def __init__(self, records: Recorder, connections: Connections) -> None:
+    def __init__(self, records: Recorder, connections: Connections, notes: Notes) -> None:
         self._records = records
         self._connections = connections
+        self.notes = notes
+        self._told_trouble = False
         self.allowances = Allowances()
         self.spending = Spending(records, cost_usd)
 
@@ -67,9 +73,21 @@ class Execution:
         told = _told(plan, place.told, background)
         worker = Worker(plan.tools, settings.mode, front.approve, target, self.allowances)
         way = self._connections.to(target, settings.transport)
-        record = self._records.listener()
+        record, notes = self._records.listener(), self.notes
+
+        def heard(event: Event | Trace) -> None:
+            record(event)
+            notes.heard(event, record)
 
         async def begin(perform: Perform, hear: Hear) -> Said:
+            async def noted(call: Item) -> Outcome:
+                if not worker.begins_early(call):
+                    try:
+                        await notes.intended(call)
+                    except JournalFailed as error:
+                        return refused(call, f"not run: {error}")
+                return await perform(call)
+
             at = await self._compacted(plan, branches, place, hear)
             said, ended = at.begun(), None
             ask = Ask(
@@ -88,16 +106,30 @@ class Execution:
                 cache_minimum=target.cache_minimum,
             )
             try:
-                ended = await answer(ask, said, way, perform, hear)
+                ended = await answer(ask, said, way, noted, hear)
             finally:
                 if said.items is not at.said:
                     kept = None if worker.refused else ended
                     run = at.ended(said, plan, record.cell, answer=kept, told=told[1])
                     branches.add(run, at.held)
+                await asyncio.shield(asyncio.ensure_future(notes.kept()))
+                self._tell_trouble(notes, hear)
             return ended
 
-        ended = attend(begin, worker, front, self._connections.loop, record)
+        ended = attend(begin, worker, front, self._connections.loop, heard)
         return ended, record.cell
+
+    def _tell_trouble(self, notes: Notes, hear: Hear) -> None:
+        """Say once that nothing is kept any more, and what comes of that."""
+        if notes.trouble is not None and not self._told_trouble:
+            self._told_trouble = True
+            hear(
+                Notice(
+                    text=f"this session is not kept any more: {notes.trouble}. Tools with side "
+                    "effects do not run until it is, or %config AgentMagics.journal = False",
+                    lasting=True,
+                )
+            )
 
     def show_again(self, plan: Plan, run: Run, before: Chain, front: Front) -> tuple[Said, int]:
         """Show the stored answer of a run that would ask the same again, as `run` returns it."""

@@ -32,12 +32,13 @@ class Planner:
     Attributes:
         settings: can be replaced by others.
         endpoint: can be replaced by another.
+        key: so can this.
     """
 
     def __init__(self, settings: Settings, endpoint: Endpoint, key: str) -> None:
         self.settings = settings
         self.endpoint = endpoint
-        self._key = key
+        self.key = key
         self._fields = Fields({})
 
     def plan(
@@ -98,7 +99,7 @@ class Planner:
         shape: Shape | None = None,
     ) -> Fields:
         """Return all of a request but its input, the same object while nothing changed."""
-        key = settings.prompt_cache_key or self._key
+        key = settings.prompt_cache_key or self.key
         values = fields_of(settings, target, tools.values(), shape, key)
         if values != self._fields.values:
             self._fields = Fields(values)

@@ -11,7 +11,6 @@ Rule 2: what concerns all branches waits until none has a run.
 from __future__ import annotations
 
 import contextlib
-import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import compacted
 from ipy_agent.agent.early import Hear, Perform
 from ipy_agent.agent.loop import warm
+from ipy_agent.agent.notes import Notes
 from ipy_agent.agent.outline import drawn
 from ipy_agent.agent.plan import Tell
 from ipy_agent.agent.runs import Front, Quiet, attend
@@ -33,10 +33,13 @@ from ipy_agent.connections import Connections
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
 from ipy_agent.execution import Execution
+from ipy_agent.journal.folder import path_of
+from ipy_agent.journal.journal import Journal
+from ipy_agent.journal.resume import Resumed, new_id, resume
 from ipy_agent.planning import Planner, endpoint_of
 from ipy_agent.protocol.items import Chain
 from ipy_agent.records import Recorder, TurnRecord
-from ipy_agent.settings import CONFIGURED, Settings, Way
+from ipy_agent.settings import CONFIGURED, KERNEL, Settings, Way
 from ipy_agent.trace import Notice
 from ipy_agent.transport import Transport
 from ipy_agent.transport.rehearsal import Rehearsal
@@ -89,6 +92,7 @@ class Session:
     compact_tokens = _Setting("compact_tokens")
     prompt_cache_key = _Setting("prompt_cache_key")
     context = _Setting("context")
+    journal = _Setting("journal")
     replay = _Setting("replay")
     budget_turns = _Setting("budget_turns")
     budget_seconds = _Setting("budget_seconds")
@@ -106,7 +110,7 @@ class Session:
         transport: Transport | Way = "auto",
         **settings: Any,
     ) -> None:
-        self.id = f"ipy-agent-{uuid.uuid4().hex[:12]}"
+        self.id = new_id()
         way = transport if isinstance(transport, str) else "auto"
         chosen = Settings().replace(transport=way, **settings)
         self._planner = Planner(chosen, endpoint_of(endpoint), self.id)
@@ -114,8 +118,9 @@ class Session:
         self._connections = Connections()
         if not isinstance(transport, str):
             self._connections.use(transport, self.endpoint)
-        self._branches = Branches(self.records.stands)
-        self._execution = Execution(self.records, self._connections)
+        self._notes = Journal(path_of(self.id), self.id) if chosen.journal else Notes()
+        self._branches = Branches(self.records.stands, self._notes)
+        self._execution = Execution(self.records, self._connections, self._notes)
         self._homeless: set[str | None] = set()
 
     # what happened
@@ -335,8 +340,11 @@ class Session:
         """
         if name == "endpoint":
             self.connect(value)
-        else:
-            self._planner.settings = self.settings.replace(**{name: value})
+            return
+        settings = self.settings.replace(**{name: value})
+        if settings.journal != self.settings.journal:
+            self._switch_journal(settings.journal)
+        self._planner.settings = settings
 
     def disconnect(self) -> None:
         """Close the connections; the next run opens one and sends the whole conversation."""
@@ -348,7 +356,35 @@ class Session:
         with self._alone():
             self._homeless |= self._branches.tree.cells
             self._branches.drop()
-            self._branches = Branches(self.records.stands)
+            self._branches = Branches(self.records.stands, self._notes)
+
+    def resume(self, session: str, *, copy: bool = False) -> Resumed:
+        """Go on with a session that was kept: its conversation, its branches, its rows.
+
+        The next run connects and sends all of it. No tool runs again, and variables are not kept.
+
+        Args:
+            session: its id, or the beginning of that.
+            copy: leave it as it is, and go on with a copy.
+
+        Returns:
+            What there is to tell of it.
+
+        Raises:
+            UsageError: there is no such session, somebody else has it, or this one has runs.
+            JournalFailed: the folder cannot be written.
+        """
+        with self._alone():
+            if self.records.cells:
+                raise UsageError(
+                    "this session has runs of its own: resume before the first cell of a kernel"
+                )
+            found = resume(session, self.records, copy=copy)
+            self.id, self._branches = found.session, found.branches
+            self._planner.key = found.session
+            self._keep(found.journal)
+            self._planner.settings = self.settings.replace(journal=True)
+            return found
 
     def allow(self, tool: str, *, once: bool = False) -> None:
         """Let a tool run without the question of mode `ask`: its next call, or all from now on.
@@ -371,6 +407,7 @@ class Session:
     def close(self) -> None:
         """Close the connections with 1000 and end the thread. A forked child does nothing."""
         self._connections.close()
+        self._notes.close()
 
     # how it stands
 
@@ -449,6 +486,16 @@ class Session:
             raise UsageError(f"there is no tool {tool!r}: there are {there}")
         return tool
 
+    def _switch_journal(self, on: bool) -> None:
+        if on and self.records.cells:
+            raise UsageError("a session is kept from its beginning: set it before the first cell")
+        self._keep(Journal(path_of(self.id), self.id) if on else Notes())
+
+    def _keep(self, notes: Notes) -> None:
+        """Be kept in another way from now on."""
+        self._notes.close()
+        self._notes = self._branches.notes = self._execution.notes = notes
+
     def _tell_homeless(self, cell: str | None, front: Front) -> None:
         if cell in self._homeless:
             self._homeless.discard(cell)
@@ -489,5 +536,5 @@ def session() -> Session:
     """Return this process's session: the one that `%%agent` talks to."""
     global _session  # noqa: PLW0603 (one session a kernel is the point)
     if _session is None:
-        _session = Session(**CONFIGURED)
+        _session = Session(**{"journal": KERNEL.journal, **CONFIGURED})
     return _session

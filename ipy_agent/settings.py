@@ -10,7 +10,17 @@ from typing import Any, Literal, get_args
 
 from ipy_agent.errors import UsageError
 
-__all__ = ["CONFIGURED", "CONTEXTS", "MODES", "TRANSPORTS", "Context", "Mode", "Settings", "Way"]
+__all__ = [
+    "CONFIGURED",
+    "CONTEXTS",
+    "KERNEL",
+    "MODES",
+    "TRANSPORTS",
+    "Context",
+    "Mode",
+    "Settings",
+    "Way",
+]
 
 Mode = Literal["read", "ask", "auto"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -42,6 +52,7 @@ class Settings:
         prompt_cache_key: what the endpoint's prompt cache routes by.
         context: what the model is told of the user's variables by itself: `off` nothing, `names`
             which are new, changed or gone since it last heard, `delta` their types and shapes too.
+        journal: whether the conversation is kept on disk, in the user's state folder.
         replay: whether a cell that would ask the same again shows its stored answer instead.
         budget_turns: turns a cell run may take; as with all limits, `None` for no limit.
         budget_seconds: seconds a cell run may take.
@@ -66,6 +77,7 @@ class Settings:
     compact_tokens: int | None = None
     prompt_cache_key: str | None = None
     context: Context | None = None
+    journal: bool = False
     replay: bool = False
     budget_turns: int | None = 25
     budget_seconds: float | None = 1_800.0
@@ -138,6 +150,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is None or value in CONTEXTS,
         f"one of {', '.join(CONTEXTS)}",
     ),
+    "journal": (lambda value: isinstance(value, bool), "True or False"),
     "replay": (lambda value: isinstance(value, bool), "True or False"),
     **{
         f"{scope}_{kind}": check
@@ -150,6 +163,9 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         }.items()
     },
 }
+
+KERNEL = Settings(journal=True)
+"""What a kernel's session has where its user sets nothing: a kernel may end at any moment."""
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 

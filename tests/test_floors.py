@@ -34,6 +34,7 @@ FLOORS = {
     "server": 3,
     "tables": 3,
     "connections": 3,
+    "journal": 4,
     "answers": 4,
     "execution": 4,
     "planning": 4,

@@ -14,10 +14,14 @@ import ipy_agent
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.errors import ResponseFailed, UsageError
+from ipy_agent.journal.file import read
+from ipy_agent.journal.folder import path_of
+from ipy_agent.journal.past import Past
 from ipy_agent.notebook.context import told
 from ipy_agent.protocol.events import ItemDone
 from ipy_agent.protocol.items import is_call, text
 from ipy_agent.protocol.script import entries
+from ipy_agent.records import Recorder
 from ipy_agent.sessions import Session
 from ipy_agent.trace import Notice, ToolEnded
 from ipy_agent.transport.scripted import ScriptedTransport
@@ -356,14 +360,37 @@ class Conversations(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.transport = ScriptedTransport()
-        self.session = Session("openai", transport=self.transport, mode="auto")
+        self.session = Session("openai", transport=self.transport, mode="auto", journal=True)
         self.places = {"main": []}
         self.undos = []
         self.branch = "main"
         self.number = 0
 
     def teardown(self):
+        """What was kept of it comes to the same conversation and the same rows."""
         self.session.close()
+        if not self.number:
+            return
+        facts, sound = read(path_of(self.session.id))
+        records = Recorder()
+        past = Past(facts, records)
+        assert sound
+        assert past.done == len(facts)
+        tree = self.session._branches.tree
+        assert past.branches.names == tree.branches
+        assert past.branches.current == self.session.branch
+        for name in tree.branches:
+            entries = tree.line(name), past.branches.tree.line(name)
+            one, other = ([(run.number, stale) for run, stale in line] for line in entries)
+            assert one == other
+            assert past.branches.tree.said(name) == tree.said(name)
+        assert records.cells == self.session.records.cells
+        assert records.messages == self.session.records.messages
+        assert records.tools == self.session.records.tools
+        for one, other in zip(records.turns, self.session.records.turns, strict=True):
+            assert (one.turn, one.status) == (other.turn, other.status)
+            if other.response_id is not None:  # of any other nothing goes on
+                assert one.said == other.said
 
     def live(self, branch):
         return [run for run, live, _ in self.places[branch] if live]

@@ -184,18 +184,35 @@ def test_a_failed_run_leaves_the_session_usable(scripted):
     assert list(session.cells["status"]) == ["failed", "completed"]
 
 
-def test_a_lost_connection_is_replaced_by_the_next_run(new, served):
-    """After a failure in a turn the next run connects and sends everything."""
+def test_a_lost_connection_is_replaced_in_the_turn(new, served):
+    """The turn is asked again over a new one, which is sent everything; its row tells."""
     lost = {"text": "half", "then": "close:1011"}
+    session = new(served([{"text": "one"}, lost, {"text": "two"}, {"text": "three"}]))
+
+    assert [session.run(one).text for one in ("first", "second", "third")] == [
+        "one",
+        "two",
+        "three",
+    ]
+    turns = session.turns
+    assert list(turns["connection"]) == [1, 2, 2]
+    assert list(turns["retries"]) == [0, 1, 0]
+    assert list(turns["held_items"]) == [0, 0, 4]
+    assert list(turns["sent_items"]) == [1, 3, 1]
+
+
+def test_a_connection_that_the_endpoint_will_not_have_is_replaced_by_the_next_run(new, served):
+    """The failure is told, and the next run connects and sends everything."""
+    lost = {"text": "half", "then": "close:1008"}
     session = new(served([{"text": "one"}, lost, {"text": "three"}]))
 
     session.run("first")
     with pytest.raises(ConnectionLost) as failure:
         session.run("second")
-    assert failure.value.close_code == 1011
+    assert failure.value.close_code == 1008
     assert session.run("third").text == "three"
     assert list(session.turns["connection"]) == [1, 1, 2]
-    assert list(session.turns["held_items"]) == [0, 2, 0]
+    assert list(session.turns["status"]) == ["completed", "failed", "completed"]
     assert list(session.turns["sent_items"]) == [1, 1, 3]
 
 

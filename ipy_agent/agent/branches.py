@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 
 from ipy_agent.agent.conversation import MAIN
+from ipy_agent.agent.notes import Notes
 from ipy_agent.agent.places import Place
 from ipy_agent.agent.tree import Hear, Run, Tree, live
 from ipy_agent.errors import UsageError
@@ -26,15 +27,19 @@ class Branches:
 
     Args:
         hear: is told how a run stands whenever that changes.
+        notes: is told of everything.
 
     Attributes:
         current: the branch that is meant where none is named.
         tree: what was said; changed by who has the branch.
     """
 
-    def __init__(self, hear: Hear = lambda _number, _standing: None) -> None:
+    def __init__(
+        self, hear: Hear = lambda _number, _standing: None, notes: Notes | None = None
+    ) -> None:
         self.current = MAIN
         self.tree = Tree(MAIN, hear)
+        self.notes = notes or Notes()
         self._locks = {MAIN: threading.Lock()}
         self._running: set[int] = set()
         self._changing = threading.RLock()
@@ -69,6 +74,7 @@ class Branches:
                 "%agent fork NAME begins one"
             )
         self.current = name
+        self.notes.switched(name)
 
     def place(self, name: str, cell: str | None = None) -> Place:
         """Return a cell's place on a branch, by default its end; a new one would be a fork.
@@ -101,18 +107,23 @@ class Branches:
             self._locks[name] = threading.Lock()
             if at is None:
                 self.tree.fork(name, self.current)
-            else:
-                self.tree.fork_at(name, *at)
+                self.notes.forked(name, self.current)
+                return
+            number, said = at
+            part = self.tree.fork_at(name, number, said)
+            self.notes.forked_at(name, number, said.length, part)
 
     def add(self, run: Run, replaced: Run | None = None) -> None:
         """Put a run that said something into its place."""
         with self._changing:
             self.tree.add(run, replaced=replaced)
+            self.notes.added(run, replaced)
 
     def drop(self) -> None:
         """Let go of all that was said; it stands as reset."""
         with self._changing:
             self.tree.drop()
+            self.notes.dropped()
 
     def undo(self) -> Run:
         """Take back the last run on the current branch, and return it.
@@ -121,7 +132,9 @@ class Branches:
             UsageError: there is none.
         """
         with self.alone_on(self.current), self._changing:
-            return self.tree.undo(self.current)
+            run = self.tree.undo(self.current)
+            self.notes.undone(self.current)
+            return run
 
     @contextlib.contextmanager
     def alone_on(self, name: str) -> Iterator[None]:

@@ -21,7 +21,7 @@ from ipy_agent.protocol.items import CALLS, Item
 from ipy_agent.settings import Mode
 from ipy_agent.trace import ToolEnded
 
-__all__ = ["Outcome", "Worker", "cut_off"]
+__all__ = ["Outcome", "Worker", "cut_off", "refused"]
 
 INTERRUPTED = "interrupted by the user; side effects unknown"
 CUT_OFF = "cut off by the end of the run; side effects unknown"
@@ -158,6 +158,22 @@ class Worker:
 
 _YES = (Reply.YES, Reply.ALWAYS)
 """The replies after which a call runs: after anything else that a front may say it does not."""
+
+
+def refused(call: Item, why: str) -> Outcome:
+    """Return the outcome of a call that must not be carried out."""
+    ended = ToolEnded(
+        call_id=call["call_id"],
+        name=call["name"],
+        arguments=_arguments(call),
+        output=why,
+        started_at=datetime.now(UTC),
+        duration_ms=None,
+        approval="none",
+        approval_ms=None,
+        status="refused",
+    )
+    return Outcome(output=why, ended=ended)
 
 
 def cut_off(call: Item, started_at: datetime, duration_ms: float) -> Outcome:

@@ -188,8 +188,11 @@ class Tree:
         """Begin a branch that shares the live runs of another."""
         self._put({name: live(self._lines[source])})
 
-    def fork_at(self, name: str, number: int, said: Chain) -> None:
+    def fork_at(self, name: str, number: int, said: Chain) -> Run | None:
         """Begin a branch with what was said when a turn of a run ended.
+
+        Returns:
+            The part of the run that this is, if it is not all of it.
 
         Raises:
             UsageError: the run is not in this conversation.
@@ -203,6 +206,7 @@ class Tree:
             self.runs.append(last)
         path = [last, *back(run.parent)][::-1]
         self._put({name: tuple(map(Entry, path))})
+        return None if last is run else last
 
     def drop(self) -> None:
         """Let go of every line; what was said stands as `reset`."""

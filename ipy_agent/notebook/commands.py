@@ -18,6 +18,7 @@ from ipy_agent.agent.approval import Verdict, verdict
 from ipy_agent.agent.budget import KINDS, Used
 from ipy_agent.agent.tools import Tool
 from ipy_agent.errors import UsageError
+from ipy_agent.notebook import journals
 from ipy_agent.rendering import plain
 from ipy_agent.settings import CONTEXTS, MODES, TRANSPORTS, Settings
 
@@ -225,6 +226,8 @@ COMMANDS: dict[str | None, Callable[[Magics, Namespace], Any]] = {
     "transport": lambda magics, options: magics.choose("transport", options.transport),
     "context": lambda magics, options: magics.choose("context", options.context),
     "export": _export,
+    "sessions": journals.sessions,
+    "resume": journals.resume,
     "doctor": _doctor,
 }
 
@@ -252,6 +255,8 @@ def _line() -> MagicArgumentParser:
     made["context"].add_argument("context", choices=CONTEXTS)
     made["export"].add_argument("path")
     made["export"].add_argument("--table", default="turns")
+    made["resume"].add_argument("id", metavar="ID")
+    made["resume"].add_argument("--copy", action="store_true")
     return parser
 
 

@@ -28,7 +28,15 @@ from ipy_agent.notebook.context import handed_over, told
 from ipy_agent.notebook.kernel import kernel_tools
 from ipy_agent.notebook.options import parsed, pictures_of, shape_named, variable
 from ipy_agent.notebook.rehearsal import bundle
-from ipy_agent.settings import CONFIGURED, CONTEXTS, MODES, SETTINGS, TRANSPORTS, Settings
+from ipy_agent.settings import (
+    CONFIGURED,
+    CONTEXTS,
+    KERNEL,
+    MODES,
+    SETTINGS,
+    TRANSPORTS,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from ipy_agent.notebook.answer import CellFront
@@ -61,6 +69,7 @@ class AgentMagics(Magics):
     compact_tokens = _setting(Int, "Input tokens from which the conversation is compacted.")
     prompt_cache_key = _setting(Unicode, "What the prompt cache routes by (the session's id).")
     context = _setting(Enum, "What the model is told of variables: off, names or delta.", CONTEXTS)
+    journal = _setting(Bool, "Whether the conversation is kept on disk (yes).")
     replay = _setting(Bool, "Whether a cell that asks the same again shows its stored answer.")
     budget_turns = _setting(Int, "Turns that a cell run may take (25).")
     budget_seconds = _setting(Float, "Seconds that a cell run may take (1800).")
@@ -158,6 +167,8 @@ class AgentMagics(Magics):
         %agent context off|names|delta      what is told of variables by itself
         %agent transport auto|websocket|http
         %agent export PATH [--table NAME]   .parquet .csv .json .jsonl .html .md
+        %agent sessions                     those that were kept on disk
+        %agent resume ID [--copy]           go on with one of them, or with a copy
         %agent doctor                       what works here, and what to do about what does not
         """
         options = parsed(LINE, line)
@@ -188,7 +199,7 @@ class AgentMagics(Magics):
             CONFIGURED[name] = value
         else:
             CONFIGURED.pop(name, None)
-            value = Endpoint.default() if name == "endpoint" else getattr(Settings(), name)
+            value = Endpoint.default() if name == "endpoint" else getattr(KERNEL, name)
         if "ipy_agent.sessions" in sys.modules:
             self.session.configure(name, value)
 

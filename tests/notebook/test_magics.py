@@ -24,7 +24,7 @@ from ipy_agent.notebook.commands import COMMANDS
 from ipy_agent.notebook.magics import AgentMagics
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
-from ipy_agent.settings import CONFIGURED, SETTINGS, Settings
+from ipy_agent.settings import CONFIGURED, KERNEL, SETTINGS
 from ipy_agent.transport.scripted import ScriptedTransport
 from ipy_agent.transport.websocket import WebSocketTransport
 
@@ -45,6 +45,7 @@ WRONG = {
     "parallel_tool_calls": "no",
     "compact_tokens": 0,
     "context": "all",
+    "journal": "no",
     "replay": "no",
     "budget_turns": 0,
     "budget_seconds": -1.0,
@@ -70,6 +71,7 @@ RIGHT = {
     "parallel_tool_calls": False,
     "compact_tokens": 5_000,
     "context": "names",
+    "journal": False,
     "replay": True,
     "budget_turns": 3,
     "budget_seconds": 60.5,
@@ -189,7 +191,7 @@ def test_there_is_a_trait_a_setting():
 def test_unset_traits_leave_the_defaults():
     """Loading sets nothing."""
     assert CONFIGURED == {}
-    assert sessions.session().settings == Settings()
+    assert sessions.session().settings == KERNEL
     assert sessions.session().endpoint == Endpoint.named(HERE.url)
 
 
@@ -280,7 +282,7 @@ def test_a_wrong_configuration_file_is_one_line(name, shell):
     assert not any(isinstance(one, AgentMagics) for one in shell.configurables)
     shell.config = right
     shell.extension_manager.load_extension("ipy_agent")
-    assert sessions.session().settings == Settings()
+    assert sessions.session().settings == KERNEL
 
 
 def test_setting_a_mode_again_holds_though_the_session_was_told_otherwise(loaded, tell):
@@ -549,6 +551,7 @@ def test_a_variable_wins_over_a_file_of_its_name(loaded, script, ask, tmp_path, 
 def test_effort_and_length_are_the_cells(line, field, wanted, script, ask):
     """They hold for their cell only."""
     transport = script({"text": "a"}, {"text": "b"})
+    before = sessions.session().settings
 
     ask(line)
     asked = sent(transport)[field]
@@ -556,7 +559,7 @@ def test_effort_and_length_are_the_cells(line, field, wanted, script, ask):
 
     assert asked == wanted if field != "reasoning" else asked["effort"] == "high"
     assert field not in sent(transport)
-    assert sessions.session().settings == Settings()
+    assert sessions.session().settings == before
 
 
 @pytest.mark.parametrize(
