@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 import socket
 import threading
 from dataclasses import dataclass, field
@@ -29,6 +31,44 @@ def state(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
         yield folder
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what tests measured or counted, also those that passed."""
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, ())]
+    told = [
+        f"{one.nodeid.rpartition('::')[2]}: {text}"
+        for one in reports
+        for name, text in one.user_properties
+        if name == "figure"
+    ]
+    if told:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(told))
+
+
+@pytest.fixture
+def figure(record_property):
+    """Return a function that has a figure printed at the end of the test run."""
+    return lambda text: record_property("figure", text)
+
+
+@pytest.fixture
+def amount():
+    """Return a function that chooses between a sample and all of it, as the environment says.
+
+    A test that asks is marked `long`, and IPY_AGENT_TESTS_FULL=1 has it do all.
+    """
+    full = os.environ.get("IPY_AGENT_TESTS_FULL") == "1"
+    return lambda sample, whole: whole if full else sample
+
+
+@pytest.fixture
+def chance(figure):
+    """Return random numbers of a seed that is told; IPY_AGENT_TESTS_SEED repeats one."""
+    seed = int(os.environ.get("IPY_AGENT_TESTS_SEED") or random.SystemRandom().randrange(10**6))
+    figure(f"seed {seed}")
+    return random.Random(seed)
 
 
 @dataclass
