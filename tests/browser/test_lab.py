@@ -83,7 +83,7 @@ def parts(opened):
 
 
 @BOTH
-def test_a_click_on_stop_ends_the_run_while_the_model_speaks(app, notebook, shot):
+def test_a_click_on_stop_ends_the_run_while_the_model_speaks(app, notebook, shot, figure):
     """The button works while its cell runs; the cells that follow do, too."""
     opened = notebook(app, [LONG, {"text": "Here I am."}], PROMPT, STATUSES, PROMPT)
     cell = opened.start(1)
@@ -95,11 +95,11 @@ def test_a_click_on_stop_ends_the_run_while_the_model_speaks(app, notebook, shot
     assert "interrupted" in opened.text(1)
     assert opened.run(2).strip() == "['interrupted']"
     assert "Here I am." in opened.run(3)
-    print(f"{app}: from the click to the end of the cell: {took:.2f} s")
+    figure(f"{app}: from the click to the end of the cell: {took:.2f} s")
 
 
 @BOTH
-def test_a_click_on_stop_interrupts_a_tool(app, notebook):
+def test_a_click_on_stop_interrupts_a_tool(app, notebook, figure):
     """A tool that would run for a minute is interrupted, as by the kernel's own interrupt."""
     sleep = calls("import time\nprint('begun')\ntime.sleep(60)", delay_ms=0)
     opened = notebook(app, [*sleep, {"text": "Here I am."}], PROMPT, STATUSES, CALLS, PROMPT)
@@ -110,7 +110,7 @@ def test_a_click_on_stop_interrupts_a_tool(app, notebook):
     assert opened.run(2).strip() == "['interrupted']"
     assert opened.run(3).strip() == "['interrupted']"
     assert "Here I am." in opened.run(4)
-    print(f"{app}: from the click to the end of the cell: {took:.2f} s")
+    figure(f"{app}: from the click to the end of the cell: {took:.2f} s")
 
 
 def click_stop(opened, number):

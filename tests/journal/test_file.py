@@ -19,8 +19,6 @@ from ipy_agent.journal.facts import Said, Switched
 from ipy_agent.journal.file import Writer, is_held, read
 
 SECONDS = 20
-EVERY = int(os.environ.get("IPY_AGENT_TRUNCATION_STEP", "97"))
-"""Between two lengths that a file is cut to; 1 tries each."""
 
 
 @pytest.fixture
@@ -158,11 +156,12 @@ def test_a_full_disk_ends_it_between_two_facts(path):
     assert (len(found), sound) == (int(written), True)
 
 
-def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(path):
+@pytest.mark.long
+def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(path, figure, amount):
     """At any length: reading never raises, and what it returns is how it began."""
     wanted = filled(path)
     whole = path.read_bytes()
-    lengths = [*range(0, len(whole), EVERY), len(whole)]
+    lengths = [*range(0, len(whole), amount(97, 1)), len(whole)]
     seen = set()
     for length in lengths:
         path.write_bytes(whole[:length])
@@ -171,7 +170,7 @@ def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(path):
         assert found == wanted or not sound
         seen.add(len(found))
 
-    print(f"{len(lengths)} lengths, {len(seen)} different numbers of facts read")
+    figure(f"{len(lengths)} lengths, {len(seen)} different numbers of facts read")
     assert {0, len(wanted)} <= seen
 
 

@@ -13,13 +13,17 @@ import pandas as pd
 import pytest
 
 import ipy_agent
+from ipy_agent.agent.notes import Notes
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.errors import UsageError
 from ipy_agent.journal import folder as folders
+from ipy_agent.journal.file import read
 from ipy_agent.journal.folder import folder, kept, path_of
 from ipy_agent.journal.names import mentioned
+from ipy_agent.journal.past import Past
 from ipy_agent.protocol.items import is_call, text, user
+from ipy_agent.records import Recorder
 from ipy_agent.sessions import Session
 from ipy_agent.trace import Notice
 from ipy_agent.transport.scripted import ScriptedTransport
@@ -105,6 +109,24 @@ def test_a_session_goes_on_as_it_was(new, act):
     for table in ("turns", "cells", "tools", "messages"):
         pd.testing.assert_frame_equal(getattr(session, table), getattr(before, table))
     assert len(act) == ran
+
+
+def test_whatever_a_file_begins_with_is_a_conversation(new):
+    """Cut off behind any fact, each call has one output, and no run is under way any more."""
+    facts, _ = read(path_of(ended(new, ACT, {"text": "and three"}).id))
+
+    for count in range(len(facts) + 1):
+        records = Recorder()
+        past = Past(facts[:count], records)
+        past.settle(Notes())
+        assert past.done == count
+        for run in past.runs:
+            items = list(run.said)
+            called = [item["call_id"] for item in items if is_call(item)]
+            outputs = [item["call_id"] for item in items if item["type"] == "function_call_output"]
+            assert called == outputs
+        assert "running" not in {row.status for row in (*records.turns, *records.cells)}
+    assert count > 30
 
 
 def test_the_first_run_sends_all_and_the_next_is_short(new):
@@ -311,6 +333,7 @@ def test_the_variables_that_a_conversation_talks_about():
 KILLED = """
 import sys, time
 import ipy_agent
+from ipy_agent.records import Recorder
 from ipy_agent.sessions import Session
 from ipy_agent.transport.scripted import ScriptedTransport
 
