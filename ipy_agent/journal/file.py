@@ -115,7 +115,8 @@ class Writer:
                     return
 
     def _fail(self, error: Exception) -> None:
-        self.trouble = f"{self.path.parent} cannot be written ({' '.join(str(error).split())})"
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        self.trouble = f"{self.path.parent} cannot be written ({why})"
 
     def _tell(self, jobs: list[_Job]) -> None:
         for job in jobs:
@@ -166,7 +167,7 @@ def read(path: Path) -> tuple[list[Fact], bool]:
     found: list[Fact] = []
     try:
         for number, fact in _rows(path):
-            if number != len(found) + 1:
+            if number != len(found) + 1 or not isinstance(fact, bytes):
                 return found, False
             found.append(facts.decode(fact))
     except (sqlite3.Error, msgspec.MsgspecError, OSError, ValueError):
@@ -174,7 +175,7 @@ def read(path: Path) -> tuple[list[Fact], bool]:
     return found, True
 
 
-def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
+def _rows(path: Path) -> Iterator[tuple[object, object]]:
     # What a writer was about to undo when it ended is undone by opening the file to write. Where
     # there is a writer, `immutable` takes no lock.
     way = "mode=ro&immutable=1" if is_held(path) else "mode=rw"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +110,16 @@ def test_a_folder_that_cannot_be_written_is_told(writer, tmp_path):
         one.written().result(SECONDS)
 
 
+@pytest.mark.parametrize("where", ["/dev/full", "/proc/one.sqlite3"])
+def test_a_place_that_takes_nothing_is_told(writer, where):
+    """A device that is always full, a file system that takes no files."""
+    one = writer(Path(where))
+    one.put(Switched(name="a"))
+
+    with pytest.raises(JournalFailed, match="cannot be written"):
+        one.written().result(SECONDS)
+
+
 def test_a_fact_that_cannot_be_written_ends_it(writer, path):
     """What follows would be of another conversation; what came before is there."""
     one = writer()
@@ -121,14 +133,18 @@ def test_a_fact_that_cannot_be_written_ends_it(writer, path):
     assert names(path)[0] == ["a"]
 
 
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-from ipy_agent.journal.facts import Switched
-from ipy_agent.journal.file import Writer
-
+LIMIT = """
+import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+"""
+
+FULL = """
+import sys
+from pathlib import Path
+from ipy_agent.journal.facts import Switched
+from ipy_agent.journal.file import Writer, read
+
 writer = Writer(Path(sys.argv[1]))
 written = 0
 while True:
@@ -140,20 +156,36 @@ while True:
         break
     written += 1
 writer.close()
+print(*map(len, read(Path(sys.argv[1]))[:1]), read(Path(sys.argv[1]))[1])
 """
 
+TMPFS = 'mount -t tmpfs -o size=256k none "$0" && exec "$@"'
+"""A file system of 256 KiB, in a namespace of its own: it is gone with its process."""
 
-def test_a_full_disk_ends_it_between_two_facts(path):
+
+def has_namespaces(folder):
+    if shutil.which("unshare") is None:
+        return False
+    tried = ["unshare", "--mount", "sh", "-c", TMPFS, str(folder), "true"]
+    return subprocess.run(tried, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["a limit", "a file system"])
+def test_a_full_disk_ends_it_between_two_facts(path, kind):
     """What was said to be written can be read, and nothing of the rest."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, path], capture_output=True, text=True, timeout=60, check=True
-    )
-    written, kind, why = done.stdout.split(maxsplit=2)
+    command = [sys.executable, "-c", LIMIT + FULL, path]
+    if kind == "a file system":
+        if not has_namespaces(path.parent.parent):
+            pytest.skip("only root may mount a small file system, and not everywhere")
+        command = [*("unshare", "--mount", "sh", "-c", TMPFS), path.parent.parent]
+        command += [sys.executable, "-c", FULL, path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    told, found = done.stdout.splitlines()
+    written, failure, why = told.split(maxsplit=2)
 
-    assert (kind, int(written) > 10) == ("JournalFailed", True)
+    assert (failure, int(written) > 10) == ("JournalFailed", True)
     assert "cannot be written" in why
-    found, sound = read(path)
-    assert (len(found), sound) == (int(written), True)
+    assert found == f"{written} True"
 
 
 @pytest.mark.long
@@ -262,3 +294,15 @@ def test_what_is_no_journal_is_read_as_nothing(path):
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE other (x)")
     assert read(path) == ([], False)
+
+
+@pytest.mark.parametrize("fact", [None, 5, 0.5, "a text", b"no JSON", b"{}"])
+def test_a_row_that_holds_no_fact_ends_what_can_be_read(path, fact):
+    """Whatever stands in its place; what came before is there."""
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE facts (number INTEGER PRIMARY KEY, fact)")
+        rows = [(facts.encode(Switched(name="a")),), (fact,)]
+        other.executemany("INSERT INTO facts (fact) VALUES (?)", rows)
+
+    assert names(path) == (["a"], False)
