@@ -110,7 +110,7 @@ class Session:
         transport: Transport | Way = "auto",
         **settings: Any,
     ) -> None:
-        self.id = new_id()
+        self.id: str = new_id()
         way = transport if isinstance(transport, str) else "auto"
         chosen = Settings().replace(transport=way, **settings)
         self._planner = Planner(chosen, endpoint_of(endpoint), self.id)

@@ -25,7 +25,7 @@ from ipy_agent.settings import CONTEXTS, MODES, TRANSPORTS, Settings
 if TYPE_CHECKING:
     from ipy_agent.sessions import Session
 
-__all__ = ["COMMANDS", "LINE", "Magics"]
+__all__ = ["COMMANDS", "LINE"]
 
 
 class Magics(Protocol):
@@ -226,8 +226,10 @@ COMMANDS: dict[str | None, Callable[[Magics, Namespace], Any]] = {
     "transport": lambda magics, options: magics.choose("transport", options.transport),
     "context": lambda magics, options: magics.choose("context", options.context),
     "export": _export,
-    "sessions": journals.sessions,
-    "resume": journals.resume,
+    "sessions": lambda magics, _: journals.sessions(magics.session.id),
+    "resume": lambda magics, options: journals.resume(
+        magics.session, options.id, magics.shell.user_ns, copy=options.copy
+    ),
     "doctor": _doctor,
 }
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,14 @@ from ipy_agent.rendering import plain
 if TYPE_CHECKING:
     from ipy_agent.journal.folder import Kept
     from ipy_agent.journal.resume import Resumed
-    from ipy_agent.notebook.commands import Magics
+    from ipy_agent.sessions import Session
 
 __all__ = ["resume", "sessions"]
 
 PROMPT = 50
 
 
-def sessions(magics: Magics, _: Namespace) -> None:
+def sessions(ours: str) -> None:
     """Print a line for each session that was kept, the latest first."""
     from ipy_agent.journal.folder import folder, kept  # noqa: PLC0415 (files come with a use)
 
@@ -27,7 +26,7 @@ def sessions(magics: Magics, _: Namespace) -> None:
     if not found:
         print(f"no session was kept in {folder()}")
     for one in found:
-        print(_line(one, ours=magics.session.id))
+        print(_line(one, ours))
     if found:
         print("%agent resume ID goes on with one, before the first cell of a kernel")
 
@@ -51,13 +50,19 @@ def _local(at: datetime) -> str:
     return at.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def resume(magics: Magics, options: Namespace) -> None:
-    """Go on with a session that was kept, and print what there is to know of it."""
-    session = magics.session
-    found = session.resume(options.id, copy=options.copy)
+def resume(session: Session, wanted: str, names: Container[str], *, copy: bool) -> None:
+    """Go on with a session that was kept, and print what there is to know of it.
+
+    Args:
+        session: the kernel's own, which becomes that one.
+        wanted: its id, or the beginning of that.
+        names: the variables that the notebook has.
+        copy: go on with a copy.
+    """
+    found = session.resume(wanted, copy=copy)
     for line in _told(found, session.branches, len(session.records.cells)):
         print(line)
-    gone = sorted(found.names - magics.shell.user_ns.keys())
+    gone = [name for name in sorted(found.names) if name not in names]
     if gone:
         print(f"variables that it talks about and that are gone: {', '.join(gone)}")
 
