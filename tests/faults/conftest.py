@@ -1,0 +1,253 @@
+"""What breaks on purpose: a proxy that harms connections as told, and a loop that never waits.
+
+Both are plain parts. Nothing is left to chance here: who wants that draws `Line`s by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import selectors
+import socket
+import struct
+from dataclasses import dataclass
+
+import pytest
+
+from ipy_agent.background import Background
+from ipy_agent.endpoints import Endpoint
+from ipy_agent.transport.clock import Clock
+
+KEY_VARIABLE = "IPY_AGENT_TESTS_KEY"
+SECONDS = 20
+TOP_BIT = 0x80
+"""Turned over in any byte of an ASCII text, it is neither ASCII nor UTF-8 any more."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What becomes of one way of a connection when so many bytes went along it."""
+
+    do: str
+    way: str = "down"
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class Line:
+    """A connection: its faults, how late and in what pieces it carries, what it says instead."""
+
+    faults: list = ()
+    latency: float = 0.0
+    piece: int = 2**16
+    instead: tuple = ()
+
+
+class FaultProxy:
+    """A way over TCP from a client to a server, both on loopback.
+
+    A connection is told by a dict: `faults`, a list of what happens, `latency` in seconds,
+    `piece`, how many bytes travel together at most, and `instead`, pairs of bytes of which the
+    server hears the second where its client says the first. A fault is what it does, which way
+    ("up" to the server or "down"), and after how many bytes: `close` or `reset` ends the
+    connection, a `blackhole` takes what comes and passes nothing on, `deaf` does not even take
+    it, `duplicate` passes what comes next on twice, `corrupt` turns a bit of it over.
+
+    Args:
+        port: the server's.
+        lines: how the connections are, in their order; those past the end are sound.
+        clock: what sleeps while bytes are late.
+
+    Attributes:
+        lines: those to come.
+        harms: whether faults that did not happen yet still do.
+        happened: what the faults did that did, in their order.
+        connections: how many there were.
+    """
+
+    def __init__(self, port, lines=(), clock=None):
+        self.lines = list(lines)
+        self.harms = True
+        self.happened = []
+        self.connections = 0
+        self._to = port
+        self._clock = clock or Clock()
+        self._open = set()
+        self._thread = Background()
+        self._server = self._thread.call(self._serve(), SECONDS)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def endpoint(self, **more):
+        """Return the server's endpoint as it is seen through here."""
+        return Endpoint.named(f"http://127.0.0.1:{self.port}/v1", **more)
+
+    def cut(self):
+        """Reset all connections that there are."""
+        self._thread.call(self._cut(), SECONDS)
+
+    def stop(self):
+        self._thread.call(self._stop(), SECONDS)
+        self._thread.stop()
+
+    async def _serve(self):
+        return await asyncio.start_server(self._carry, "127.0.0.1", 0)
+
+    async def _stop(self):
+        self._server.close()
+        await self._cut()
+
+    async def _cut(self):
+        carrying = list(self._open)
+        for one in carrying:
+            one.cancel()
+        await asyncio.gather(*carrying, return_exceptions=True)
+
+    async def _carry(self, reader, writer):
+        """Carry one connection until an end of it, or a fault, ends it."""
+        task = asyncio.current_task()
+        self._open.add(task)
+        self.connections += 1
+        line = Line(**(self.lines.pop(0) if self.lines else {}))
+        end, far = "reset", None
+        try:
+            answer, far = await asyncio.open_connection("127.0.0.1", self._to)
+            # The server lets in who calls it by its own name.
+            names = (b"127.0.0.1:%d" % self.port, b"127.0.0.1:%d" % self._to)
+            up = self._pump(line, "up", reader, far, (*line.instead, names))
+            down = self._pump(line, "down", answer, writer, ())
+            end = await _first(up, down)
+        except OSError:
+            pass
+        finally:
+            _end(writer, end)
+            if far is not None:
+                _end(far, end)
+            self._open.discard(task)
+
+    async def _pump(self, line, way, reader, writer, instead):
+        """Pass on what comes one way, until its end; return how the connection ends."""
+        told = (Fault(*one) for one in line.faults)
+        faults = sorted((one for one in told if one.way == way), key=lambda one: one.after)
+        through = 0
+        while data := await reader.read(2**16):
+            for old, new in instead:
+                data = data.replace(old, new)
+            while self.harms and faults and faults[0].after - through < len(data):
+                fault, before = faults.pop(0), through
+                through = max(fault.after, before)
+                await self._pass_on(data[: through - before], line, writer)
+                data = data[through - before :]
+                self.happened.append(fault.do)
+                if fault.do in ("close", "reset"):
+                    return fault.do
+                if fault.do == "deaf":
+                    await asyncio.Event().wait()
+                if fault.do == "blackhole":
+                    while await reader.read(2**16):
+                        pass
+                    return "close"
+                data = _HARMED[fault.do](data)
+            await self._pass_on(data, line, writer)
+            through += len(data)
+        return "close"
+
+    async def _pass_on(self, data, line, writer):
+        for at in range(0, len(data), line.piece):
+            if line.latency:
+                await self._clock.sleep(line.latency)
+            writer.write(data[at : at + line.piece])
+            await writer.drain()
+            await asyncio.sleep(0)
+
+
+_HARMED = {
+    "duplicate": lambda data: data + data,
+    "corrupt": lambda data: bytes([data[0] ^ TOP_BIT]) + data[1:],
+}
+
+
+async def _first(*coroutines):
+    """Return what the first of them comes to; the others end with it."""
+    tasks = [asyncio.create_task(one) for one in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return min(done, key=tasks.index).result()
+    finally:
+        for one in tasks:
+            one.cancel()
+        await asyncio.wait(tasks)
+
+
+def _end(writer, how):
+    if how == "reset":
+        with contextlib.suppress(OSError):
+            raw = writer.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+    else:
+        writer.close()
+
+
+@pytest.fixture
+def proxy():
+    """Return a function that leads to a port through faults: an argument a connection."""
+    started = []
+
+    def start(port, *lines, clock=None):
+        started.append(FaultProxy(port, lines, clock))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+class _Hasty(selectors.DefaultSelector):
+    """Waits a moment for bytes, and for time not at all."""
+
+    MOMENT = 0.005
+    ahead = 0.0
+
+    def select(self, timeout=None):
+        if timeout is None or timeout <= self.MOMENT:
+            return super().select(timeout)
+        ready = super().select(self.MOMENT)
+        if not ready:
+            self.ahead += timeout
+        return ready
+
+
+class HastyLoop(asyncio.SelectorEventLoop):
+    """A loop on which nothing takes long: where nothing happens, time goes on to what is next."""
+
+    def __init__(self):
+        self._hasty = _Hasty()
+        super().__init__(self._hasty)
+
+    def time(self):
+        return super().time() + self._hasty.ahead
+
+
+class LoopClock(Clock):
+    """A clock that tells its loop's time."""
+
+    def now(self):
+        return asyncio.get_running_loop().time()
+
+    age = now
+
+
+@pytest.fixture
+def hastily():
+    """Return a function that sees a coroutine through on a loop of which time is its own."""
+
+    def run(coroutine):
+        with asyncio.Runner(loop_factory=HastyLoop) as runner:
+            return runner.run(coroutine)
+
+    return run
+
+
+@pytest.fixture
+def loop_clock():
+    return LoopClock()
