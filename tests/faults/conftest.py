@@ -228,6 +228,23 @@ class HastyLoop(asyncio.SelectorEventLoop):
         return super().time() + self._hasty.ahead
 
 
+class Waits(Clock):
+    """A clock whose sleeps are over at once, and kept; it is set forward by hand."""
+
+    def __init__(self):
+        self.slept = []
+        self.ahead = 0.0
+
+    def now(self):
+        return super().now() + self.ahead
+
+    def age(self):
+        return super().age() + self.ahead
+
+    async def sleep(self, seconds):
+        self.slept.append(seconds)
+
+
 class LoopClock(Clock):
     """A clock that tells its loop's time."""
 
@@ -246,6 +263,11 @@ def hastily():
             return runner.run(coroutine)
 
     return run
+
+
+@pytest.fixture
+def waits():
+    return Waits()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import threading
 import pytest
 
 from ipy_agent.background import Background
-from ipy_agent.transport.clock import Clock
 
 SECONDS = 20
 
@@ -38,16 +37,6 @@ class Echo:
     def stop(self):
         self._thread.loop.call_soon_threadsafe(self._server.close)
         self._thread.stop()
-
-
-class Waits(Clock):
-    """A clock whose sleeps are over at once, and kept."""
-
-    def __init__(self):
-        self.slept = []
-
-    async def sleep(self, seconds):
-        self.slept.append(seconds)
 
 
 @pytest.fixture
@@ -92,24 +81,22 @@ def test_a_sound_line_changes_nothing(through, echo):
     assert (way.happened, way.connections) == ([], 1)
 
 
-def test_a_line_may_be_late(through):
+def test_a_line_may_be_late(through, waits):
     """Each piece sleeps first, each way, by the clock that was given."""
-    clock = Waits()
-    connection, _ = through({"latency": 0.25}, clock)
+    connection, _ = through({"latency": 0.25}, waits)
     connection.sendall(b"late")
 
     assert read(connection, 4) == b"late"
-    assert clock.slept == [0.25, 0.25]
+    assert waits.slept == [0.25, 0.25]
 
 
-def test_a_line_may_be_cut_into_pieces(through):
+def test_a_line_may_be_cut_into_pieces(through, waits):
     """Nothing is lost, and no piece is larger than it may be."""
-    clock = Waits()
-    connection, _ = through({"piece": 3, "latency": 0.1}, clock)
+    connection, _ = through({"piece": 3, "latency": 0.1}, waits)
     connection.sendall(b"0123456789")
 
     assert read(connection, 10) == b"0123456789"
-    assert len(clock.slept) >= 8
+    assert len(waits.slept) >= 8
 
 
 def test_a_close_comes_after_so_many_bytes(through, echo):
