@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from typing import NamedTuple
 
 import msgspec
@@ -45,10 +46,14 @@ POLICY = 1008
 
 
 class _Again(NamedTuple):
-    """How often a turn is tried, and what is told of why."""
+    """How often a turn is tried, whatever else happens to it, and what is told of why."""
 
     tries: int
     told: str
+
+    def left(self, tries: Counter[_Again]) -> bool:
+        """Whether there is another try, after those that failed so."""
+        return tries[self] + 1 < self.tries
 
 
 _LOST = _Again(5, "the connection was lost")
@@ -82,9 +87,8 @@ class Recovery:
 
     async def stream(self, request: Request) -> Stream:
         """Answer a whole request, however often it has to be sent; see `Transport.stream`."""
-        tries, sent, over = 0, 0, False
+        tries, sent, over = Counter[_Again](), 0, False
         while True:
-            tries += 1
             try:
                 async with contextlib.aclosing(self.transport.stream(request)) as stream:
                     async for event in stream:
@@ -92,7 +96,7 @@ class Recovery:
                             yield msgspec.structs.replace(event, attempt=sent)
                             sent += 1
                             continue
-                        asked = _asked(event) if tries < _BUSY.tries else None
+                        asked = _asked(event) if _BUSY.left(tries) else None
                         if asked is not None:
                             again, pause = _BUSY, asked
                             break
@@ -102,10 +106,11 @@ class Recovery:
                         return
             except AgentError as error:
                 found = None if over else _again(error, self.endpoint, reached=sent > 0)
-                if found is None or tries >= found.tries:
+                if found is None or not found.left(tries):
                     raise
-                again, pause = found, self._pause(tries)
-            number = f"try {tries + 1} of {again.tries}"
+                again, pause = found, self._pause(tries[found] + 1)
+            tries[again] += 1
+            number = f"try {tries[again] + 1} of {again.tries}"
             yield Notice(text=f"{again.told}: asking again in {pause:.1f} s ({number})")
             await self._clock.sleep(pause)
 

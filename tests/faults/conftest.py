@@ -1,21 +1,27 @@
-"""What breaks on purpose: a proxy that harms connections as told, and a loop that never waits.
+"""What breaks on purpose: a proxy that harms connections as told, an engine that obeys its prompts,
+and a loop that never waits.
 
-Both are plain parts. Nothing is left to chance here: who wants that draws `Line`s by it.
+All are plain parts. Nothing is left to chance here: who wants that draws `Line`s by it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import selectors
 import socket
 import struct
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 
 from ipy_agent.background import Background
 from ipy_agent.endpoints import Endpoint
+from ipy_agent.protocol.items import text
+from ipy_agent.protocol.script import Entry
+from ipy_agent.server.scripted import ScriptedEngine
 from ipy_agent.transport.clock import Clock
 
 KEY_VARIABLE = "IPY_AGENT_TESTS_KEY"
@@ -200,6 +206,55 @@ def proxy():
     yield start
     for one in started:
         one.stop()
+
+
+class Obedient(ScriptedEngine):
+    """An engine that does what the last prompt says, however often it is asked the same.
+
+    A prompt is a name, and the calls that it wants, round by round: `n7 act,look act` means two
+    calls, then one, then the name as the answer. Every call that was ever said has a `serial`
+    of its own.
+
+    Attributes:
+        heard: the whole inputs that arrived, by the name of their last prompt.
+        ends: what is to happen to a prompt's turns, in their order: members of a script's entry.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.heard = {}
+        self.ends = {}
+        self._serials = itertools.count(1)
+
+    async def generate(self, job, seat):
+        whole = list(job.input)
+        at = max(i for i, item in enumerate(whole) if item.get("role") == "user")
+        name, *rounds = text(whole[at]).split()
+        self.heard.setdefault(name, []).append(whole)
+        # An output for every call was checked by the server; a round is what came together.
+        done, said = 0, len([one for one in whole[at:] if one["type"] == "function_call"])
+        while said > 0:
+            said -= len(rounds[done].split(","))
+            done += 1
+        told = {"text": name}
+        if done < len(rounds):
+            calls = enumerate(rounds[done].split(","))
+            told = {"tool_calls": [self._call(tool, name, done, at) for at, tool in calls]}
+        ends = self.ends.get(name) if job.generate else None
+        told |= {"chunk_chars": 3} | (ends.pop(0) if ends else {})
+        self._entries = iter([msgspec.convert(told, Entry)])
+        async with contextlib.aclosing(super().generate(job, seat)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def _call(self, tool, name, done, at):
+        told = {"name": name, "step": f"{done}.{at}", "serial": next(self._serials)}
+        return {"name": tool, "arguments": told}
+
+
+@pytest.fixture
+def obedient():
+    return Obedient()
 
 
 class _Hasty(selectors.DefaultSelector):

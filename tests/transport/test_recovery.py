@@ -211,6 +211,18 @@ def test_a_broken_protocol_is_tried_once_more(over, bad):
     assert isinstance(came[-2], ResponseCompleted)
 
 
+def test_tries_are_counted_by_what_broke(over):
+    """A frame that is damaged behind a reset has its one try left, and so on."""
+    came, other = over(
+        [[("reset",)]], [["no JSON"]], [[("reset",)]], [[busy("1")], [created(), completed()]]
+    )
+
+    assert isinstance(came[-2], ResponseCompleted)
+    numbers = [event.text.rpartition("(")[2] for event in of(Notice, came)]
+    assert numbers == ["try 2 of 5)", "try 2 of 2)", "try 3 of 5)", "try 2 of 5)"]
+    assert len(other.seen) == 4
+
+
 def test_a_message_that_is_too_big_stays_so(over):
     """Trying again would send as much again."""
     came, other = over([[("close", 1009)]])
