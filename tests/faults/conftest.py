@@ -1,7 +1,6 @@
-"""What breaks on purpose: a proxy that harms connections as told, an engine that obeys its prompts,
-and a loop that never waits.
+"""What breaks on purpose, and what helps to see it: parts of the tests of faults.
 
-All are plain parts. Nothing is left to chance here: who wants that draws `Line`s by it.
+A proxy harms connections as it is told, an engine does what its prompts say, a loop never waits. Nothing is left to chance here: who wants that draws `Line`s by it.
 """
 
 from __future__ import annotations
