@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, ConnectionFailed, UpgradeRefused
-from ipy_agent.transport.address import Address, key_refused
+from ipy_agent.transport.address import Address, key_refused, tls_failed
 from ipy_agent.transport.clock import Clock
 
 __all__ = ["MAX_FRAME", "Socket", "open_socket"]
@@ -83,9 +83,7 @@ async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Soc
     except InvalidStatus as refused:
         raise _refused(endpoint, refused) from None
     except ssl.SSLError as error:
-        raise ConnectionFailed(
-            f"the certificate of {endpoint.url} does not hold: {error.reason}"
-        ) from None
+        raise tls_failed(endpoint, error) from None
     except (OSError, ValueError, WebSocketException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionFailed(

@@ -1,6 +1,7 @@
 """What breaks on purpose, and what helps to see it: parts of the tests of faults.
 
-A proxy harms connections as it is told, an engine does what its prompts say, a loop never waits. Nothing is left to chance here: who wants that draws `Line`s by it.
+A proxy harms connections as it is told, an engine does what its prompts say, a loop never waits.
+Nothing is left to chance here: who wants that draws lines by it.
 """
 
 from __future__ import annotations
