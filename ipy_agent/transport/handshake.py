@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, ConnectionFailed, UpgradeRefused
+from ipy_agent.protocol.response import Reason, failed
 from ipy_agent.transport.address import Address, key_refused, tls_failed
 from ipy_agent.transport.clock import Clock
 
@@ -106,6 +107,15 @@ def _refused(endpoint: Endpoint, refused: InvalidStatus) -> AgentError:
     status = refused.response.status_code
     if status == 401:  # noqa: PLR2004 (HTTP's own number)
         return key_refused(endpoint)
+    if status == 429:  # noqa: PLR2004 (see above)
+        return failed(
+            Reason(
+                code="rate_limit_exceeded",
+                message=f"{endpoint.name} takes no more connections now (HTTP 429): wait a little",
+                headers=dict(refused.response.headers.raw_items()),
+            ),
+            status,
+        )
     return UpgradeRefused(
         f"{endpoint.name} answers at {endpoint.url}, but refuses a WebSocket (HTTP {status}): "
         "check the address, or try `%agent transport http`",

@@ -23,6 +23,7 @@ from ipy_agent.errors import (
     ConnectionFailed,
     ConnectionLost,
     ProtocolError,
+    ResponseFailed,
     UpgradeRefused,
 )
 from ipy_agent.protocol.events import TERMINAL, Error, Event
@@ -108,7 +109,7 @@ class Recovery:
                 found = None if over else _again(error, self.endpoint, reached=sent > 0)
                 if found is None or not found.left(tries):
                     raise
-                again, pause = found, self._pause(tries[found] + 1)
+                again, pause = found, _wait(error) or self._pause(tries[found] + 1)
             tries[again] += 1
             number = f"try {tries[again] + 1} of {again.tries}"
             yield Notice(text=f"{again.told}: asking again in {pause:.1f} s ({number})")
@@ -138,6 +139,8 @@ def _again(error: AgentError, endpoint: Endpoint, *, reached: bool) -> _Again | 
         return None if error.close_code == POLICY else _LOST
     if isinstance(error, ProtocolError):
         return _GARBLED
+    if isinstance(error, ResponseFailed):
+        return None if _wait(error) is None else _BUSY
     if isinstance(error, UpgradeRefused):
         return _UNREACHED if error.status in OVERLOADED else None
     if isinstance(error, ConnectionFailed) and error.transient:
@@ -150,7 +153,11 @@ def _again(error: AgentError, endpoint: Endpoint, *, reached: bool) -> _Again | 
 
 def _asked(event: Event | Trace) -> float | None:
     """Return how many seconds an endpoint asks to wait, if it does and that is not too long."""
-    if not isinstance(event, Error) or event.status != BUSY:
+    return _wait(failed(event.reason, event.status)) if isinstance(event, Error) else None
+
+
+def _wait(error: AgentError) -> float | None:
+    if not isinstance(error, ResponseFailed) or error.status != BUSY:
         return None
-    seconds = failed(event.reason, event.status).retry_after
+    seconds = error.retry_after
     return None if seconds is None or seconds > LONGEST_ASKED else seconds
