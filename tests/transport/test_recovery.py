@@ -325,7 +325,7 @@ def test_an_endpoint_that_never_has_time_is_told_of(over, clock):
 def test_an_endpoint_may_ask_for_time_before_it_lets_anybody_in(over, clock, way):
     """A refused upgrade that says for how long is waited for; it leads to no other way."""
     refusal = (429, {"Retry-After": "9"})
-    came, other = over(refusal, refusal, [[created(), completed()]], way=way)
+    came, _ = over(refusal, refusal, [[created(), completed()]], way=way)
 
     assert isinstance(came[-2], ResponseCompleted)
     assert clock.slept == [9.0, 9.0]
