@@ -78,6 +78,7 @@ class Seen:
     headers: dict
     raw: list = field(default_factory=list)
     code: int | None = None
+    ponged: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -96,8 +97,8 @@ class Peer:
     The script is a list with an entry a connection: an HTTP status (with headers, if need be)
     that refuses it, or a list with an entry a frame of the client: the steps that answer it.
     A step is a dict (a frame), a str or bytes (sent as they are, bytes as a binary frame),
-    `("text", bytes)` (a text frame of these bytes), `("close", CODE)`, `("reset",)` or
-    `("deaf",)` (from then on it hears nothing, not even a ping).
+    `("text", bytes)` (a text frame of these bytes), `("ping",)` (go on when it was answered),
+    `("close", CODE)`, `("reset",)` or `("deaf",)` (from then on it hears nothing, not even a ping).
     Past the end of a script there is silence.
     """
 
@@ -160,6 +161,9 @@ class Peer:
             await connection.send(step)
         elif step[0] == "text":
             await connection.send(step[1], text=True)
+        elif step[0] == "ping":
+            await (await connection.ping())
+            connection.part[1].ponged.set()
         elif step[0] == "close":
             await connection.close(step[1])
         elif step[0] == "deaf":
@@ -185,17 +189,17 @@ def peer():
 @pytest.fixture
 def served(monkeypatch):
     """Return a function that serves a script by the embedded server and returns its endpoint."""
-    from ipy_agent.server.process import Server
+    from ipy_agent.server.process import Server, _listener
     from ipy_agent.server.scripted import ScriptedEngine
 
     monkeypatch.setenv(KEY_VARIABLE, "a-token-of-the-tests")
     running = []
 
-    def start(script=(), **options):
-        listener = socket.create_server(("127.0.0.1", 0))
+    def start(script=(), *, engine=None, **options):
+        listener = _listener(0)
         ready = threading.Event()
         server = Server(
-            ScriptedEngine(script),
+            engine or ScriptedEngine(script),
             listener,
             token="a-token-of-the-tests",
             ready=ready.set,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import ssl
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import msgspec
 
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import AuthenticationFailed
+from ipy_agent.errors import AuthenticationFailed, ConnectionFailed
 from ipy_agent.trace import Notice
 from ipy_agent.transport.local import local_server
 
-__all__ = ["Address", "Locate", "addresses", "key_refused", "local_address"]
+__all__ = ["Address", "Locate", "addresses", "key_refused", "local_address", "tls_failed"]
 
 Locate = Callable[..., Coroutine[Any, Any, tuple[str, str | None]]]
 """Finds or starts a server, given what hears of it and `model`: its base URL and its token."""
@@ -76,3 +77,16 @@ def key_refused(endpoint: Endpoint) -> AuthenticationFailed:
     """Return what is told where an endpoint does not take its key."""
     key = f"check {endpoint.key_env}" if endpoint.key_env else "name its variable (--key-env)"
     return AuthenticationFailed(f"{endpoint.name} does not take the key: {key}")
+
+
+def tls_failed(endpoint: Endpoint, error: ssl.SSLError) -> ConnectionFailed:
+    """Return what is told where no secure way can be had: that does not pass by itself."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConnectionFailed(
+            f"the certificate of {endpoint.url} does not hold: {error.verify_message}"
+        )
+    reason = str(error.reason or error).replace("_", " ").lower()
+    return ConnectionFailed(
+        f"no TLS with {endpoint.url} ({reason}): check the address, "
+        "or choose another with `%agent connect`"
+    )

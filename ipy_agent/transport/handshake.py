@@ -6,14 +6,17 @@ Rule 2: a certificate that does not hold is never accepted.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ssl
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidProxy, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, ConnectionFailed, UpgradeRefused
-from ipy_agent.transport.address import Address, key_refused
+from ipy_agent.protocol.response import Reason, failed
+from ipy_agent.transport.address import Address, key_refused, tls_failed
 from ipy_agent.transport.clock import Clock
 
 __all__ = ["MAX_FRAME", "Socket", "open_socket"]
@@ -21,13 +24,28 @@ __all__ = ["MAX_FRAME", "Socket", "open_socket"]
 MAX_FRAME = 16 * 2**20
 OPEN_SECONDS = 15.0
 PING_SECONDS = 20.0
+DEAF_SECONDS = 15.0
+"""How long a peer may leave a ping unanswered, or take nothing of what it is sent."""
+CLOSE_SECONDS = 1.0
 
 
 class Socket(ClientConnection):
-    """A WebSocket that knows when anything came of its peer: a frame, a pong, a part of one."""
+    """A WebSocket that knows when anything came of its peer: a frame, a pong, a part of one.
+
+    One whose peer takes nothing of what is sent is given up: a ping would wait behind that.
+    """
 
     clock: Clock = Clock()
     heard_at = 0.0
+
+    async def drain(self) -> None:
+        left, before = self.transport.get_write_buffer_size(), None
+        while left != before:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DEAF_SECONDS):
+                    return await super().drain()
+            left, before = self.transport.get_write_buffer_size(), left
+        raise TimeoutError("the peer takes nothing any more")
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = self.clock.now()
@@ -44,7 +62,7 @@ class _Connect(connect):
 async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Socket:
     """Open a WebSocket to an endpoint, and say in one line why not.
 
-    A peer that answers no ping is noticed within twice `PING_SECONDS`.
+    A peer that is gone without a word is noticed within 40 seconds.
 
     Raises:
         TransportError: nothing answers, or something that does not let us in.
@@ -60,30 +78,44 @@ async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Soc
             # Loopback never goes through a proxy, whatever HTTP_PROXY says.
             proxy=None if endpoint.loopback else True,
             ping_interval=PING_SECONDS,
-            ping_timeout=PING_SECONDS,
+            ping_timeout=DEAF_SECONDS,
+            close_timeout=CLOSE_SECONDS,
         )
     except InvalidStatus as refused:
         raise _refused(endpoint, refused) from None
     except ssl.SSLError as error:
-        raise ConnectionFailed(
-            f"the certificate of {endpoint.url} does not hold: {error.reason}"
-        ) from None
-    except (OSError, ValueError, InvalidHandshake, InvalidProxy, InvalidURI) as error:
+        raise tls_failed(endpoint, error) from None
+    except (OSError, ValueError, WebSocketException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionFailed(
             f"nothing answers at {endpoint.url or address.http_url} ({reason}): check the address, "
             "or choose another endpoint with `%agent connect`",
-            transient=isinstance(error, OSError),
+            transient=_may_pass(error),
         ) from None
     assert isinstance(socket, Socket)  # noqa: S101 (for the type checker)
     socket.clock, socket.heard_at = clock, clock.now()
     return socket
 
 
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether what kept a WebSocket from being opened is the way there, not what is there."""
+    broken = (OSError, EOFError, ConnectionClosed)
+    return isinstance(error, broken) or isinstance(getattr(error, "__cause__", None), broken)
+
+
 def _refused(endpoint: Endpoint, refused: InvalidStatus) -> AgentError:
     status = refused.response.status_code
     if status == 401:  # noqa: PLR2004 (HTTP's own number)
         return key_refused(endpoint)
+    if status == 429:  # noqa: PLR2004 (see above)
+        return failed(
+            Reason(
+                code="rate_limit_exceeded",
+                message=f"{endpoint.name} takes no more connections now (HTTP 429): wait a little",
+                headers=dict(refused.response.headers.raw_items()),
+            ),
+            status,
+        )
     return UpgradeRefused(
         f"{endpoint.name} answers at {endpoint.url}, but refuses a WebSocket (HTTP {status}): "
         "check the address, or try `%agent transport http`",

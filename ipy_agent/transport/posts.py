@@ -27,6 +27,7 @@ from ipy_agent.errors import (
     MessageTooBig,
     NoAnswer,
 )
+from ipy_agent.transport.address import tls_failed
 from ipy_agent.transport.handshake import OPEN_SECONDS
 from ipy_agent.transport.livelane import MAX_RESPONSE
 
@@ -220,10 +221,8 @@ class Post:
 
 def _unreachable(endpoint: Endpoint, url: str, error: Exception) -> ConnectionFailed:
     for cause in _causes(error):
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return ConnectionFailed(
-                f"the certificate of {endpoint.url} does not hold: {cause.verify_message}"
-            )
+        if isinstance(cause, ssl.SSLError):
+            return tls_failed(endpoint, cause)
     return ConnectionFailed(
         f"nothing answers at {endpoint.url or url} ({_line(error)}): check the address, "
         "or choose another endpoint with `%agent connect`",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections import Counter
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +23,7 @@ from ipy_agent.errors import (
     ConnectionFailed,
     ConnectionLost,
     ProtocolError,
+    ResponseFailed,
     UpgradeRefused,
 )
 from ipy_agent.protocol.events import TERMINAL, Error, Event
@@ -45,10 +47,14 @@ POLICY = 1008
 
 
 class _Again(NamedTuple):
-    """How often a turn is tried, and what is told of why."""
+    """How often a turn is tried, whatever else happens to it, and what is told of why."""
 
     tries: int
     told: str
+
+    def left(self, tries: Counter[_Again]) -> bool:
+        """Whether there is another try, after those that failed so."""
+        return tries[self] + 1 < self.tries
 
 
 _LOST = _Again(5, "the connection was lost")
@@ -82,9 +88,8 @@ class Recovery:
 
     async def stream(self, request: Request) -> Stream:
         """Answer a whole request, however often it has to be sent; see `Transport.stream`."""
-        tries, sent, over = 0, 0, False
+        tries, sent, over = Counter[_Again](), 0, False
         while True:
-            tries += 1
             try:
                 async with contextlib.aclosing(self.transport.stream(request)) as stream:
                     async for event in stream:
@@ -92,7 +97,7 @@ class Recovery:
                             yield msgspec.structs.replace(event, attempt=sent)
                             sent += 1
                             continue
-                        asked = _asked(event) if tries < _BUSY.tries else None
+                        asked = _asked(event) if _BUSY.left(tries) else None
                         if asked is not None:
                             again, pause = _BUSY, asked
                             break
@@ -102,10 +107,11 @@ class Recovery:
                         return
             except AgentError as error:
                 found = None if over else _again(error, self.endpoint, reached=sent > 0)
-                if found is None or tries >= found.tries:
+                if found is None or not found.left(tries):
                     raise
-                again, pause = found, self._pause(tries)
-            number = f"try {tries + 1} of {again.tries}"
+                again, pause = found, _wait(error) or self._pause(tries[found] + 1)
+            tries[again] += 1
+            number = f"try {tries[again] + 1} of {again.tries}"
             yield Notice(text=f"{again.told}: asking again in {pause:.1f} s ({number})")
             await self._clock.sleep(pause)
 
@@ -133,6 +139,8 @@ def _again(error: AgentError, endpoint: Endpoint, *, reached: bool) -> _Again | 
         return None if error.close_code == POLICY else _LOST
     if isinstance(error, ProtocolError):
         return _GARBLED
+    if isinstance(error, ResponseFailed):
+        return None if _wait(error) is None else _BUSY
     if isinstance(error, UpgradeRefused):
         return _UNREACHED if error.status in OVERLOADED else None
     if isinstance(error, ConnectionFailed) and error.transient:
@@ -145,7 +153,11 @@ def _again(error: AgentError, endpoint: Endpoint, *, reached: bool) -> _Again | 
 
 def _asked(event: Event | Trace) -> float | None:
     """Return how many seconds an endpoint asks to wait, if it does and that is not too long."""
-    if not isinstance(event, Error) or event.status != BUSY:
+    return _wait(failed(event.reason, event.status)) if isinstance(event, Error) else None
+
+
+def _wait(error: AgentError) -> float | None:
+    if not isinstance(error, ResponseFailed) or error.status != BUSY:
         return None
-    seconds = failed(event.reason, event.status).retry_after
+    seconds = error.retry_after
     return None if seconds is None or seconds > LONGEST_ASKED else seconds

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import gzip
 import json
-import ssl
 import subprocess
 import sys
 
@@ -643,36 +642,38 @@ def test_something_that_does_not_speak_http_answers_there(run, http_peer):
     assert "does not speak HTTP" in str(failure)
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """Return a server's side of TLS that nobody vouches for."""
-    folder = tmp_path_factory.mktemp("tls")
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    subprocess.run([*words, "-keyout", key, "-out", cert], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    return context
-
-
 def test_a_certificate_that_does_not_hold_is_not_accepted(run, http_peer, certificate):
     """Nothing is sent to a server that cannot say who it is."""
     other = http_peer(told("resp_1", "1"), tls=certificate)
     failure = failed(run, other.endpoint(), ConnectionFailed)
 
     assert f"the certificate of {other.url} does not hold" in str(failure)
+    assert not failure.transient
     assert other.seen == []
+
+
+def test_a_server_without_tls_is_not_tried_again(run):
+    """Where TLS fails it is never left out, and it does not pass."""
+
+    async def main():
+        async def refuse(reader, writer):
+            await reader.read(1)
+            writer.write(b"HTTP/1.1 400 No\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            transport = HttpTransport(Endpoint.named(f"https://127.0.0.1:{port}/v1"))
+            try:
+                async for _ in transport.stream(Request(fields=FIELDS, input=EMPTY)):
+                    pass
+            finally:
+                await transport.aclose()
+
+    with pytest.raises(ConnectionFailed) as raised:
+        run(main())
+    assert "no TLS with https://127.0.0.1" in str(raised.value)
+    assert not raised.value.transient
 
 
 def test_loopback_never_goes_through_a_proxy(run, http_peer, monkeypatch, unused_port):

@@ -15,6 +15,7 @@ from ipy_agent.errors import (
     MessageTooBig,
     NoAnswer,
     ProtocolError,
+    ResponseFailed,
     UpgradeRefused,
 )
 from ipy_agent.protocol.events import Error, ResponseCompleted, TextDelta
@@ -211,6 +212,18 @@ def test_a_broken_protocol_is_tried_once_more(over, bad):
     assert isinstance(came[-2], ResponseCompleted)
 
 
+def test_tries_are_counted_by_what_broke(over):
+    """A frame that is damaged behind a reset has its one try left, and so on."""
+    came, other = over(
+        [[("reset",)]], [["no JSON"]], [[("reset",)]], [[busy("1")], [created(), completed()]]
+    )
+
+    assert isinstance(came[-2], ResponseCompleted)
+    numbers = [event.text.rpartition("(")[2] for event in of(Notice, came)]
+    assert numbers == ["try 2 of 5)", "try 2 of 2)", "try 3 of 5)", "try 2 of 5)"]
+    assert len(other.seen) == 4
+
+
 def test_a_message_that_is_too_big_stays_so(over):
     """Trying again would send as much again."""
     came, other = over([[("close", 1009)]])
@@ -306,6 +319,79 @@ def test_an_endpoint_that_never_has_time_is_told_of(over, clock):
     (error,) = of(Error, came)
     assert error.reason.message == "slow down"
     assert clock.slept == [1.0] * 4
+
+
+@pytest.mark.parametrize("way", [WebSocketTransport, AutoTransport])
+def test_an_endpoint_may_ask_for_time_before_it_lets_anybody_in(over, clock, way):
+    """A refused upgrade that says for how long is waited for; it leads to no other way."""
+    refusal = (429, {"Retry-After": "9"})
+    came, _ = over(refusal, refusal, [[created(), completed()]], way=way)
+
+    assert isinstance(came[-2], ResponseCompleted)
+    assert clock.slept == [9.0, 9.0]
+    assert of(RequestSent, came)[0].transport == "websocket"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "61"}])
+def test_an_endpoint_that_lets_nobody_in_is_told_of(over, clock, headers):
+    """With the status and the time that it asks for, if it does."""
+    came, other = over((429, headers))
+
+    assert isinstance(came[-1], ResponseFailed)
+    assert (came[-1].status, came[-1].code) == (429, "rate_limit_exceeded")
+    assert came[-1].retry_after == (61.0 if headers else None)
+    assert (len(other.seen), clock.slept) == (1, [])
+
+
+def test_the_end_of_a_connections_life_costs_no_try(over, clock):
+    """A turn that was renewed has all of its tries left."""
+    limit = {
+        "type": "error",
+        "status": 400,
+        "error": {"code": "websocket_connection_limit_reached", "message": "too old"},
+    }
+    lost = [[created(), ("reset",)]]
+    came, other = over([[created(), limit]], *[lost] * 4, [[created("r9"), completed("r9")]])
+
+    assert isinstance(came[-2], ResponseCompleted)
+    assert len(other.seen) == 6
+    assert len(clock.slept) == 4
+
+
+def test_a_healthy_response_gives_all_tries_back(run, peer, clock):
+    """The next turn has five again."""
+    lost = [[("reset",)]]
+    good = [[created(), completed()], [("reset",)]]
+    other = peer(*[lost] * 4, good, *[lost] * 3, [[created("r2"), completed("r2")]])
+    came = []
+
+    async def main():
+        way = Recovery(WebSocketTransport(other.endpoint()), other.endpoint(), clock=clock)
+        await keep(came, way)
+        await keep(came, way)
+        await way.aclose()
+
+    run(main())
+    assert len(of(ResponseCompleted, came)) == 2
+    assert len(clock.slept) == 8
+
+
+def test_a_healthy_response_is_no_failure_of_the_websocket(ask):
+    """Only failures in a row lead over to HTTP."""
+
+    class Half(AutoTransport):
+        def __init__(self, endpoint):
+            super().__init__(endpoint)
+            bad = [UpgradeRefused("no", status=503)]
+            self._websocket = Breaking(bad, bad, [sent(), answered()], bad, bad)
+            self._http = Breaking()
+            self._way = self._websocket
+
+    way = Half(REMOTE)
+    first, second = ask(way), ask(way)
+
+    assert [isinstance(came[-1], ResponseCompleted) for came in (first, second)] == [True, True]
+    assert (way._websocket.tries, way._http.tries) == (6, 0)
 
 
 def test_http_recovers_as_well(run, http_peer, clock):

@@ -674,7 +674,7 @@ def test_any_sign_of_life_counts_in_a_turn(run, served):
         def now(self):
             return 0.0
 
-    endpoint = served([{"text": "slow thoughts", "chunk_chars": 5, "delay_ms": 100}])
+    endpoint = served([{"text": "slow thoughts", "chunk_chars": 5, "delay_ms": 100}] * 2)
 
     async def main(**more):
         async with Talk(endpoint, idle=0.02, **more) as talk:
@@ -916,6 +916,30 @@ def test_an_address_where_nothing_answers(run, url, unused_port):
 
     assert url in str(failure)
     assert "%agent connect" in str(failure)
+
+
+def test_a_certificate_that_does_not_hold_is_not_accepted(run, http_peer, certificate):
+    """Nothing is sent to a server that cannot say who it is, and it is not tried again."""
+    other = http_peer(tls=certificate)
+    failure = refused(run, other.endpoint(), ConnectionFailed)
+
+    assert f"the certificate of {other.url} does not hold" in str(failure)
+    assert not failure.transient
+    assert other.seen == []
+
+
+def test_a_remote_endpoint_is_reached_through_the_proxy(run, http_peer, monkeypatch):
+    """A proxy of the environment is asked for what is not on this machine, TLS or not."""
+    proxy = http_peer(*[[b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", ("close",)]] * 2)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+    refused(run, Endpoint.named("http://model.invalid/v1"), ConnectionFailed)
+    refused(run, Endpoint.named("https://model.invalid/v1"), ConnectionFailed)
+
+    asked = ["CONNECT model.invalid:80 HTTP/1.1", "CONNECT model.invalid:443 HTTP/1.1"]
+    assert [heard.line for heard in proxy.seen] == asked
 
 
 @pytest.mark.parametrize("reply", [b"220 mail.example.org ready\r\n", b""])
