@@ -2,10 +2,12 @@
 
 Rule 1: a redirect is a refusal: the key would go along.
 Rule 2: a certificate that does not hold is never accepted.
+Rule 3: the key goes out once and is not kept: no log has it, nor the socket that was opened.
 """
 
 from __future__ import annotations
 
+import logging
 import ssl
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -21,6 +23,10 @@ __all__ = ["MAX_FRAME", "Socket", "open_socket"]
 MAX_FRAME = 16 * 2**20
 OPEN_SECONDS = 15.0
 PING_SECONDS = 20.0
+
+
+_SILENT = logging.Logger("ipy_agent.websocket", logging.CRITICAL + 1)  # noqa: LOG001 (nobody's)
+"""Who turns all logging on would have the headers of the request in it: so there is none."""
 
 
 class Socket(ClientConnection):
@@ -61,6 +67,7 @@ async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Soc
             proxy=None if endpoint.loopback else True,
             ping_interval=PING_SECONDS,
             ping_timeout=PING_SECONDS,
+            logger=_SILENT,
         )
     except InvalidStatus as refused:
         raise _refused(endpoint, refused) from None
@@ -76,6 +83,8 @@ async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Soc
             transient=isinstance(error, OSError),
         ) from None
     assert isinstance(socket, Socket)  # noqa: S101 (for the type checker)
+    if socket.request is not None:
+        socket.request.headers.clear()
     socket.clock, socket.heard_at = clock, clock.now()
     return socket
 
