@@ -14,7 +14,7 @@ import urllib.parse
 from dataclasses import dataclass
 
 from ipy_agent.errors import AuthenticationFailed, UsageError
-from ipy_agent.secrets import Secret, holds_key
+from ipy_agent.secrets import Secret, holds_key, learn
 
 __all__ = ["ENDPOINTS", "Endpoint", "Limits"]
 
@@ -118,6 +118,16 @@ class Endpoint:
     compact_tokens: int | None = None
     context: str = "delta"
 
+    def __post_init__(self) -> None:
+        """Refuse a key where none belongs, and do not repeat it: all of this is shown."""
+        if holds_key(f"{self.url} {self.model}"):
+            raise UsageError(f"an address and a model hold no key: {_PLACE_OF_KEYS}", code=_TYPED)
+        name = self.key_env
+        if name is not None and not (name in os.environ or _NAME.fullmatch(name)):
+            raise UsageError(
+                f"--key-env takes the name of a variable, not a key: {_PLACE_OF_KEYS}", code=_TYPED
+            )
+
     @property
     def loopback(self) -> bool:
         """Whether requests stay on this machine."""
@@ -163,13 +173,9 @@ class Endpoint:
             UsageError: it is neither, the preset's address is in a variable that is not set, or
                 a key stands where none belongs; it is not repeated.
         """
-        if holds_key(name) or holds_key(model or ""):
-            raise UsageError(f"that looks like a key: {_PLACE_OF_KEYS}", code="key_typed")
-        if key_env is not None and not (key_env in os.environ or _NAME.fullmatch(key_env)):
-            raise UsageError(
-                f"--key-env takes the name of a variable, not a key: {_PLACE_OF_KEYS}",
-                code="key_typed",
-            )
+        learn()
+        if holds_key(name):
+            raise UsageError(f"a key is no endpoint: {_PLACE_OF_KEYS}", code=_TYPED)
         found = ENDPOINTS.get(name)
         if found is None:
             parts = _parsed(name)
@@ -222,9 +228,10 @@ _NAME = re.compile(r"[A-Z_][A-Z0-9_]*", re.ASCII)
 """What the name of a variable that is not set yet looks like; a key in its place does not."""
 _WORD = 20
 """From so many characters on a word that is no endpoint may be a key, and is not repeated."""
+_TYPED = "key_typed"
 _PLACE_OF_KEYS = (
     "put it into the environment before the kernel starts, and say only its variable's name "
-    "(%agent connect URL --key-env NAME); take it out of this cell too"
+    "(%agent connect URL --key-env NAME); take it out of the cell too"
 )
 _EXAMPLES = {"AZURE_OPENAI_ENDPOINT": "https://RESOURCE.openai.azure.com"}
 

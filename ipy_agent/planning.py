@@ -71,9 +71,9 @@ class Planner:
             UsageError: an empty prompt, one with a key in it, a wrong setting, or what the endpoint
                 does not take.
         """
+        learn()
         if not prompt.strip():
             raise UsageError("the prompt is empty: write what you want below %%agent")
-        learn()
         if holds_key(prompt):
             raise UsageError(
                 "not sent: there is a key in the prompt, or what looks like one. Put it into the "

@@ -80,7 +80,7 @@ def _walked(value: Any) -> Any:
     if isinstance(value, list):
         return [_walked(item) for item in value]
     if isinstance(value, dict):
-        return {redacted(name): _walked(item) for name, item in value.items()}
+        return {_walked(name): _walked(item) for name, item in value.items()}
     if isinstance(value, msgspec.Struct):
         fields = {name: _walked(getattr(value, name)) for name in value.__struct_fields__}
         return msgspec.structs.replace(value, **fields)

@@ -82,8 +82,9 @@ class Local:
             return False
         connection = http.client.HTTPConnection(parts.netloc, timeout=HEALTH_SECONDS)
         try:
-            asked = {"Authorization": f"Bearer {self.token.reveal()}"}
-            connection.request("GET", "/health", headers=asked)
+            connection.putrequest("GET", "/health")
+            connection.putheader("Authorization", f"Bearer {self.token.reveal()}")
+            connection.endheaders()
             return connection.getresponse().status == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException, ValueError):
             return False
