@@ -3,8 +3,8 @@
 A `Secret` shows itself to nobody but who asks for it with `reveal`, at the moment of use.
 `redacted` masks what is known to be secret wherever text comes in: what an endpoint says, what a
 tool puts out, the message of an error. So it is in no answer, no conversation, no record, and
-neither is it sent. Tables, documents and the journal are searched once more, since a value may have
-become known after it was said.
+neither is it sent. What is shown, tables and the journal are searched once more, since a value may
+have become known after it was said.
 
 Known are every `Secret` of this process (the keys of endpoints in use, a server's token), each
 variable of the environment whose name has a word that ends in KEY, SECRET, TOKEN, PASSWORD, PASSWD

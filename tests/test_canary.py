@@ -465,3 +465,26 @@ def test_the_server_tells_its_token_in_its_own_file_only(canary, leaks, tmp_path
     assert answers.keys() == {"401", "200"}
     assert leaks({"file": kept}) == ["file"]
     assert mode == 0o600
+
+
+def test_a_value_that_becomes_known_later_is_in_no_export(leaks, session, tmp_path, monkeypatch):
+    """It was said before anybody could know; tables, documents and what is kept from then on."""
+    value = "zz-canary4f9aB7c2D8e1F6a3"
+
+    @tool
+    def load() -> str:
+        """Load a file of settings."""
+        monkeypatch.setenv("LATE_TOKEN", value)
+        return "loaded"
+
+    script = [{"text": f"You wrote {value}."}, {"tool_calls": [{"name": "load"}]}, {"text": "So."}]
+    kept = session(transport=ScriptedTransport(script))
+    kept.run(f"What is {value}?")
+    before = leaks({"prompt": kept.cells["prompt"][0]})
+    kept.run("Load.")
+    artefacts = left(kept, tmp_path)
+
+    assert before == ["prompt"]
+    assert leaks({name: said for name, said in artefacts.items() if name != "records"}) == []
+    with pytest.raises(UsageError, match="there is a key in the prompt"):
+        kept.run(f"And {value}?")

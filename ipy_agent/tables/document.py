@@ -3,7 +3,6 @@
 Rule 1: every text of a model, a tool or a user goes through `rendering`.
 Rule 2: self-contained and without scripts; a page allows itself nothing but its own styles,
 and in Markdown what was said stands in fences, since nobody knows who will render it.
-Rule 3: redacted as a whole: a value may be known for a secret only since it was said.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import NamedTuple
 from ipy_agent import rendering
 from ipy_agent.protocol.items import is_call, text
 from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord
-from ipy_agent.secrets import learn, redacted
+from ipy_agent.secrets import learn
 from ipy_agent.tables.columns import COLUMNS
 from ipy_agent.tables.frames import ended, total
 from ipy_agent.tables.lines import Line, Totals
@@ -36,7 +35,7 @@ def html(records: Recorder) -> bytes:
     for heading, parts in _conversation(records):
         shown = "".join(part.html() for part in parts)
         body.append(f"<section><h2>{rendering.escape(heading)}</h2>{shown}</section>")
-    return redacted(f"{_HEAD}{''.join(body)}</html>\n").encode()
+    return f"{_HEAD}{''.join(body)}</html>\n".encode()
 
 
 def markdown(records: Recorder) -> bytes:
@@ -50,7 +49,7 @@ def markdown(records: Recorder) -> bytes:
     body.append("\n".join(f"| {' | '.join(map(_literal, row))} |" for row in table))
     for heading, parts in _conversation(records):
         body += [f"## {_literal(heading)}", *(part.markdown() for part in parts)]
-    return redacted("\n\n".join(body) + "\n").encode()
+    return ("\n\n".join(body) + "\n").encode()
 
 
 class _Part(NamedTuple):
