@@ -3,6 +3,8 @@
 Rule 1: work begins in an empty context; a cell's own would keep its output alive for ever.
 Rule 2: nothing here prints, or calls into the user's code.
 Rule 3: a forked child has the object but not the thread, and touches neither it nor its sockets.
+Rule 4: an error that leaves the loop leaves the variables of its frames behind. There are requests
+with a key in their headers among them, and IPython's verbose tracebacks print variables.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import contextvars
 import os
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -55,6 +58,7 @@ class Work:
         if task.cancelled():
             self.result.set_exception(asyncio.CancelledError())
         elif error := task.exception():
+            _forget_variables(error, set())
             self.result.set_exception(error)
         else:
             self.result.set_result(task.result())
@@ -112,6 +116,16 @@ class Background:
         self._thread.join(STOP_SECONDS)
         if not self._thread.is_alive():
             self.loop.close()
+
+
+def _forget_variables(error: BaseException | None, seen: set[int]) -> None:
+    """Clear the frames that an error came through, and those of the errors behind it."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    traceback.clear_frames(error.__traceback__)
+    for behind in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
+        _forget_variables(behind, seen)
 
 
 async def _end_the_rest() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ipy_agent.errors import AgentError, MissingExtra
+from ipy_agent.secrets import clean_environment
 from ipy_agent.server import weights
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ def run(out: Path, *, model: str | None = None) -> None:
 def _own_server(model: str | None) -> Iterator[dict[str, str]]:
     """Give the environment of a kernel whose local server is its own, and end that server."""
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("IPY_AGENT_")
+        name: value
+        for name, value in clean_environment().items()
+        if not name.startswith("IPY_AGENT_")
     }
     environment["IPY_AGENT_ENDPOINT"] = "local"
     gguf = os.environ.get("IPY_AGENT_GGUF") if model is None else model

@@ -14,6 +14,7 @@ import urllib.parse
 from dataclasses import dataclass
 
 from ipy_agent.errors import AuthenticationFailed, UsageError
+from ipy_agent.secrets import Secret, holds_key, learn
 
 __all__ = ["ENDPOINTS", "Endpoint", "Limits"]
 
@@ -117,6 +118,16 @@ class Endpoint:
     compact_tokens: int | None = None
     context: str = "delta"
 
+    def __post_init__(self) -> None:
+        """Refuse a key where none belongs, and do not repeat it: all of this is shown."""
+        if holds_key(f"{self.url} {self.model}"):
+            raise UsageError(f"an address and a model hold no key: {_PLACE_OF_KEYS}", code=_TYPED)
+        name = self.key_env
+        if name is not None and not (name in os.environ or _NAME.fullmatch(name)):
+            raise UsageError(
+                f"--key-env takes the name of a variable, not a key: {_PLACE_OF_KEYS}", code=_TYPED
+            )
+
     @property
     def loopback(self) -> bool:
         """Whether requests stay on this machine."""
@@ -137,7 +148,7 @@ class Endpoint:
         path = parts.path.rstrip("/") + "/responses"
         return parts._replace(scheme=schemes.get(parts.scheme, parts.scheme), path=path).geturl()
 
-    def key(self) -> str | None:
+    def key(self) -> Secret | None:
         """Return the key from the environment, or `None` where the endpoint needs none.
 
         Raises:
@@ -145,8 +156,8 @@ class Endpoint:
         """
         if self.key_env is None:
             return None
-        key = os.environ.get(self.key_env, "").strip()
-        if not key:
+        key = Secret.named(self.key_env)
+        if key is None:
             raise AuthenticationFailed(
                 f"{self.key_env} is not set: set it, or use the local model "
                 "with `%agent connect local`",
@@ -159,14 +170,19 @@ class Endpoint:
         """Return a preset by its name, or the endpoint at a base URL.
 
         Raises:
-            UsageError: it is neither, or the preset's address is in a variable that is not set.
+            UsageError: it is neither, the preset's address is in a variable that is not set, or
+                a key stands where none belongs; it is not repeated.
         """
+        learn()
+        if holds_key(name):
+            raise UsageError(f"a key is no endpoint: {_PLACE_OF_KEYS}", code=_TYPED)
         found = ENDPOINTS.get(name)
         if found is None:
             parts = _parsed(name)
             if parts is None:
+                told = repr(name.rpartition("@")[2]) if len(name) < _WORD or "/" in name else "that"
                 raise UsageError(
-                    f"{name.rpartition('@')[2]!r} is no endpoint: use one of "
+                    f"{told} is no endpoint: use one of "
                     f"{', '.join(ENDPOINTS)}, or a base URL such as http://127.0.0.1:8000/v1"
                 )
             if parts.username or parts.password:
@@ -208,6 +224,15 @@ def _parsed(url: str) -> urllib.parse.SplitResult | None:
 
 
 _VARIABLE = re.compile(r"\{(\w+)\}")
+_NAME = re.compile(r"[A-Z_][A-Z0-9_]*", re.ASCII)
+"""What the name of a variable that is not set yet looks like; a key in its place does not."""
+_WORD = 20
+"""From so many characters on a word that is no endpoint may be a key, and is not repeated."""
+_TYPED = "key_typed"
+_PLACE_OF_KEYS = (
+    "put it into the environment before the kernel starts, and say only its variable's name "
+    "(%agent connect URL --key-env NAME); take it out of the cell too"
+)
 _EXAMPLES = {"AZURE_OPENAI_ENDPOINT": "https://RESOURCE.openai.azure.com"}
 
 ENDPOINTS = {

@@ -1,4 +1,9 @@
-"""From what a user asks to a plan: settings, endpoint, tools and shape, checked before sending."""
+"""From what a user asks to a plan: settings, endpoint, tools and shape, checked before sending.
+
+Rule: a prompt with a key in it is refused, and nothing is sent or kept of it. Masked, it would ask
+for something else, and cost a turn in which a tool may act on the mask; and of a key that is broken
+by a space the rest would go out all the same.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.requests import Fields
+from ipy_agent.secrets import holds_key, learn
 from ipy_agent.settings import Settings
 
 __all__ = ["Planner", "endpoint_of"]
@@ -62,10 +68,18 @@ class Planner:
             cell: who asks.
 
         Raises:
-            UsageError: an empty prompt, a wrong setting, or what the endpoint does not take.
+            UsageError: an empty prompt, one with a key in it, a wrong setting, or what the endpoint
+                does not take.
         """
+        learn()
         if not prompt.strip():
             raise UsageError("the prompt is empty: write what you want below %%agent")
+        if holds_key(prompt):
+            raise UsageError(
+                "not sent: there is a key in the prompt, or what looks like one. Put it into the "
+                "environment, name its variable in its place, and take it out of this cell",
+                code="key_typed",
+            )
         settings = self.settings.replace(**{k: v for k, v in changes.items() if v is not None})
         target = self.endpoint if endpoint is None else endpoint_of(endpoint)
         shape = schema if schema is None or isinstance(schema, Shape) else shape_of(schema)

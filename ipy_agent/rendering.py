@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ipy_agent.colours import ANSI, CSS, pieces
+from ipy_agent.secrets import redacted
 
 if TYPE_CHECKING:
     import nh3
@@ -60,9 +61,10 @@ _RESET = "\x1b[0m"
 def visible(text: str) -> str:
     """Return the text with every control, bidi and invisible character shown as a mark.
 
-    New lines and tabs stay, and so do the joiners that emoji and some scripts need.
+    New lines and tabs stay, and so do the joiners that emoji and some scripts need. What is known
+    to be secret by now is masked: it may have been said before that was known.
     """
-    return text.translate(_MARKS)
+    return redacted(text).translate(_MARKS)
 
 
 class _Marks(dict[int, int | str]):

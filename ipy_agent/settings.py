@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ipy_agent.errors import UsageError
+from ipy_agent.secrets import holds_key
 
 __all__ = [
     "CONFIGURED",
@@ -94,6 +95,12 @@ class Settings:
             value = getattr(self, name)
             if not fits(value):
                 raise UsageError(f"{name} must be {wanted}, not {value!r}")
+            if isinstance(value, str) and holds_key(value):
+                raise UsageError(
+                    f"{name} holds a key, or what looks like one: put it into the environment, and "
+                    "take it out of this cell",
+                    code="key_typed",
+                )
 
     def replace(self, **changes: Any) -> Settings:
         """Return these settings with some of them changed.

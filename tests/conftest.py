@@ -6,11 +6,14 @@ Both listen on loopback, on a thread of their own, for as long as the test runs.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import random
+import re
 import socket
 import threading
+import urllib.parse
 from dataclasses import dataclass, field
 
 import pytest
@@ -237,3 +240,38 @@ def run():
         return asyncio.run(limited())
 
     return run
+
+
+CANARY = "sk-canary4f9aB7c2D8e1F6a3/+\"\\&<%='X9z0Qw7Er5Ty"
+"""A key with all that is escaped anywhere. It is found by its letters, which nothing escapes."""
+
+_NEEDLE = b"canary4f9aB7c2D8"
+
+
+@pytest.fixture
+def canary():
+    """Return a key that must not be found in anything."""
+    return CANARY
+
+
+@pytest.fixture
+def leaks():
+    """Return a function that tells where in texts or bytes, by a name each, the canary is."""
+
+    def found_in(data):
+        if isinstance(data, str):
+            data = data.encode("utf-8", "surrogatepass")
+        for view in (data, urllib.parse.unquote_to_bytes(data), re.sub(rb"\\?[n\s]", b"", data)):
+            if _NEEDLE in view:
+                return True
+            for run in re.findall(rb"[A-Za-z0-9+/_-]{12,}", view):
+                for skipped in range(4):
+                    cut = run[skipped:][: len(run[skipped:]) // 4 * 4].translate(_STANDARD)
+                    if _NEEDLE in base64.b64decode(cut):
+                        return True
+        return False
+
+    return lambda artefacts: [name for name, data in artefacts.items() if found_in(data)]
+
+
+_STANDARD = bytes.maketrans(b"-_", b"+/")

@@ -92,7 +92,7 @@ def test_a_key_is_read_when_it_is_used(monkeypatch):
     endpoint = Endpoint.named("openai")
     monkeypatch.setenv("OPENAI_API_KEY", " sesame\n")
 
-    assert endpoint.key() == "sesame"
+    assert endpoint.key().reveal() == "sesame"
     assert "sesame" not in repr(endpoint)
     monkeypatch.setenv("OPENAI_API_KEY", "  ")
     with pytest.raises(AuthenticationFailed, match=r"^OPENAI_API_KEY is not set") as refused:

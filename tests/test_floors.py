@@ -18,6 +18,7 @@ import ipy_agent
 HOUSE = Path(ipy_agent.__file__).parent
 
 FLOORS = {
+    "secrets": -1,
     "errors": 0,
     "protocol": 1,
     "endpoints": 1,

@@ -2,6 +2,9 @@
 
 Whatever happens, a call ends in one output: the model's mistakes and the tool's exceptions are
 told to the model, a refusal too. Only an interrupt also ends the run.
+
+Rule: an output is redacted here, before it is bounded and before anything is made of it. A tool
+that prints the environment tells its keys neither to the notebook nor to the model.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of
 from ipy_agent.coroutines import settled
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.protocol.items import CALLS, Item
+from ipy_agent.secrets import learn, redacted
 from ipy_agent.settings import Mode
 from ipy_agent.trace import ToolEnded
 
@@ -84,16 +88,18 @@ class Worker:
         name, arguments = str(call.get("name")), _arguments(call)
         started_at = datetime.now(UTC)
         run = self._run(name, arguments, wanted, custom=call["type"] == "custom_tool_call")
+        learn()  # what ran may have brought secrets into the environment
+        result = msgspec.structs.replace(run.result, text=redacted(run.result.text))
         self._previous = (name, arguments)
         self.refused = self.refused or run.status == "refused"
-        output = run.result.output(self._endpoint.output_limit, images=bool(self._endpoint.images))
+        output = result.output(self._endpoint.output_limit, images=bool(self._endpoint.images))
         return Outcome(
             output=output,
             ended=ToolEnded(
                 call_id=call["call_id"],
                 name=name,
                 arguments=arguments,
-                output=run.result.text,
+                output=result.text,
                 started_at=started_at,
                 duration_ms=run.duration_ms,
                 approval=run.approval,

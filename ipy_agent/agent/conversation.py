@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from ipy_agent.agent.redaction import cleaned
 from ipy_agent.protocol.items import CALLS, EMPTY, Chain, Item, calls, output_of
 from ipy_agent.protocol.requests import Fields, Request
 
@@ -97,5 +98,5 @@ async def compacted(conversation: Conversation, fields: Fields, way: Compacts) -
         AgentError: the endpoint cannot, or did not; the conversation is as it was.
     """
     request = Request(fields=fields, input=conversation.items)
-    conversation.back_to(EMPTY.extend(await way.compact(request)))
+    conversation.back_to(EMPTY.extend(cleaned(await way.compact(request))))
     conversation.tokens = None

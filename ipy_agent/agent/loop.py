@@ -19,6 +19,7 @@ import msgspec
 
 from ipy_agent.agent.conversation import Conversation
 from ipy_agent.agent.early import EarlyCalls, Hear, Perform
+from ipy_agent.agent.redaction import heard
 from ipy_agent.agent.schemas import Misfit, Shape
 from ipy_agent.errors import AnswerMisfit, BudgetExceeded, ProtocolError
 from ipy_agent.protocol.events import TERMINAL, Error, ResponseFailedEvent
@@ -205,7 +206,7 @@ async def _exchange(transport: Transport, request: Request, hear: Hear) -> Respo
     response: Response | None = None
     failure: Reason | None = None
     status: int | None = None
-    async with aclosing(transport.stream(request)) as stream:
+    async with aclosing(heard(transport.stream(request))) as stream:
         async for event in stream:
             hear(event)
             if isinstance(event, Error):

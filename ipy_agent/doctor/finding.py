@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 from ipy_agent.errors import AgentError
+from ipy_agent.secrets import masked
 
 __all__ = ["Finding", "Look", "fault", "looked"]
 
@@ -24,7 +25,7 @@ class Finding(NamedTuple):
     def reason(self) -> str:
         """What was found and what to do, on one line."""
         told = f"{self.said}: {self.remedy}" if self.remedy else self.said
-        return " ".join(told.split())
+        return masked(" ".join(told.split()))
 
     def __str__(self) -> str:
         """Return the line."""

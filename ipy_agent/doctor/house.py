@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ipy_agent import install
 from ipy_agent.doctor.finding import Finding, Look
+from ipy_agent.secrets import clean_environment
 
 __all__ = ["DISTRIBUTION", "LOOKS", "judged"]
 
@@ -68,6 +69,7 @@ def _broken(names: Iterable[str]) -> list[tuple[str, str]]:
     modules = {name: module for name in names if (module := _module(name))}
     done = subprocess.run(
         [sys.executable, "-c", _IMPORT, *modules.values()],
+        env=clean_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -2,7 +2,7 @@
 
 Rule 1: a fact is never changed; another `FORMAT` reads what it knows of an older one.
 Rule 2: an item is written once: a run that left just what its turns told refers to that.
-Rule 3: no key is in any of them, and nothing of the environment.
+Rule 3: no key is in any of them, and nothing of the environment: each is redacted as it is written.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import msgspec
 
 from ipy_agent.protocol.items import Item
 from ipy_agent.records import CellRecord, ToolRecord, TurnRecord
+from ipy_agent.secrets import holds_secret, redacted
 
 __all__ = [
     "FORMAT",
@@ -164,5 +165,14 @@ _ANY = (
     | Dropped
 )
 
-encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
+
+
+def encode(fact: Fact) -> bytes:
+    """Return a fact as it is kept."""
+    kept = _encode(fact)
+    text = kept.decode()
+    return redacted(text).encode() if holds_secret(text) else kept
+
+
 decode = msgspec.json.Decoder(_ANY).decode

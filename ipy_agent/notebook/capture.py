@@ -5,6 +5,7 @@ user allowed the code, so it is shown as the code made it.
 
 Rule 1: what the code cleared is neither told nor shown, and nothing else is ever cleared.
 Rule 2: a question to the user is not held back.
+Rule 3: whatever is shown from here is redacted; what the model is told is redacted as an output.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
+from ipy_agent.agent.redaction import cleaned
 from ipy_agent.notebook.preview import looks
 from ipy_agent.notebook.substitutes import replaced
+from ipy_agent.secrets import learn, redacted
 
 __all__ = ["Capture", "captured"]
 
@@ -85,8 +88,10 @@ class Capture:
     def display(self) -> None:
         """Show the user what is more than text, in its order."""
         self._settle()
+        learn()  # what ran may have brought secrets into the environment
         for output in self._outputs():
             if _is_rich(output):
+                output.data = cleaned(output.data)
                 output.display()
 
     def _outputs(self) -> list[RichOutput]:
@@ -144,7 +149,7 @@ def _asked_on_screen() -> Iterator[None]:
 
     def asked(prompt: object = "", /) -> str:
         with contextlib.redirect_stdout(screen):
-            return ask(prompt)
+            return ask(redacted(str(prompt)))
 
     with replaced(builtins, input=asked):
         yield

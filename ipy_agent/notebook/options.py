@@ -6,6 +6,7 @@ Rule 1: what does not fit is a `UsageError` of one line, told before anything is
 from __future__ import annotations
 
 import keyword
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from ipy_agent.agent.pictures import picture
 from ipy_agent.agent.schemas import Shape, shape_of
 from ipy_agent.errors import UsageError
 from ipy_agent.protocol.items import Item
+from ipy_agent.secrets import MASK
 
 __all__ = ["parsed", "pictures_of", "shape_named", "variable"]
 
@@ -29,7 +31,12 @@ def parsed(parser: MagicArgumentParser, line: str) -> Any:
     try:
         return parser.parse_args(list(words))
     except (WrongOption, ValueError) as error:
-        raise UsageError(" ".join(str(error).split())) from None
+        told = " ".join(str(error).split())
+        raise UsageError(_OPAQUE.sub(MASK, told)) from None
+
+
+_OPAQUE = re.compile(r"(?<![\w./-])(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}(?![\w./-])")
+"""A word in the wrong place that may be a key, of whatever kind: it is not repeated."""
 
 
 def variable(name: str) -> str:

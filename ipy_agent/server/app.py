@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ipy_agent.errors import MissingExtra, ResponseFailed
+from ipy_agent.secrets import Secret
 from ipy_agent.server import http
 from ipy_agent.server.composer import refusal
 from ipy_agent.server.connection import CONNECTION_SECONDS, Connection
@@ -35,7 +36,7 @@ NOT_FOUND = Refusal(404, "not_found", "there is nothing here: the API is below /
 
 def app(
     engine: Engine,
-    token: str,
+    token: Secret | str,
     hosts: Iterable[str],
     *,
     cache: Cache = "all",

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ipy_agent.errors import UsageError
+from ipy_agent.secrets import Secret
 
 __all__ = ["ASGIApp", "Gate", "Message", "Receive", "Refusal", "Scope", "Send", "refuse"]
 
@@ -95,17 +96,17 @@ class Gate:
         self,
         app: ASGIApp,
         *,
-        token: str,
+        token: Secret | str,
         hosts: Iterable[str],
         origins: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not token:
+        self._token = Secret(token)
+        if not self._token.reveal():
             raise UsageError(
                 "the server needs a token: set IPY_AGENT_SERVER_TOKEN, or leave it out"
             )
         self.app = app
-        self._token = token.encode()
         self._hosts = frozenset(host.lower().encode() for host in hosts)
         self._origins = frozenset(origin.encode() for origin in origins)
         self._sockets: set[asyncio.Task[Any]] = set()
@@ -147,7 +148,7 @@ class Gate:
 
     def _knows_token(self, headers: _Headers) -> bool:
         scheme, _, token = headers.only(b"authorization").partition(b" ")
-        same = hmac.compare_digest(token.strip(), self._token)
+        same = hmac.compare_digest(token.strip(), self._token.reveal().encode())
         return same and scheme.lower() == b"bearer"
 
     def _means_us(self, headers: _Headers) -> bool:

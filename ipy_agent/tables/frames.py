@@ -4,7 +4,8 @@ A frame is made anew at each access, from the rows of the moment, and nothing is
 
 Rule 1: the columns and dtypes of a frame do not depend on what is in it.
 Rule 2: what did not happen is NA, never 0; turns and cells that still run are left out.
-Rule 3: what pandas, parquet or JSON refuse (lone surrogates, NaN, integers over 64 bits) is
+Rule 3: texts are redacted once more: a value may be known for a secret only since they were said.
+Rule 4: what pandas, parquet or JSON refuse (lone surrogates, NaN, integers over 64 bits) is
 mended here, on the way in, so that no later step has to know.
 """
 
@@ -19,6 +20,7 @@ import msgspec
 
 from ipy_agent.protocol.items import Item, text
 from ipy_agent.records import CellRecord, Recorder, TurnRecord
+from ipy_agent.secrets import learn, redacted
 from ipy_agent.tables.prices import cost_usd
 
 if TYPE_CHECKING:
@@ -229,6 +231,7 @@ def share(part: int | None, whole: int | None) -> float | None:
 def _frame(table: str, rows: list[dict[str, Any]]) -> DataFrame:
     import pandas as pd  # noqa: PLC0415 (not when the extension is loaded)
 
+    learn()
     columns: dict[str, Any] = {}
     for name, dtype in COLUMNS[table].items():
         kind: Any = dtype
@@ -247,7 +250,7 @@ def _real(value: float | None) -> float | None:
 def _text(value: Any) -> str | None:
     if value is None:
         return None
-    return str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return redacted(str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _same(value: Any) -> Any:

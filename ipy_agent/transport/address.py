@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import ssl
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
@@ -12,12 +13,13 @@ import msgspec
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AuthenticationFailed, ConnectionFailed
+from ipy_agent.secrets import Secret
 from ipy_agent.trace import Notice
 from ipy_agent.transport.local import local_server
 
 __all__ = ["Address", "Locate", "addresses", "key_refused", "local_address", "tls_failed"]
 
-Locate = Callable[..., Coroutine[Any, Any, tuple[str, str | None]]]
+Locate = Callable[..., Coroutine[Any, Any, tuple[str, Secret | None]]]
 """Finds or starts a server, given what hears of it and `model`: its base URL and its token."""
 
 
@@ -26,12 +28,12 @@ class Address(msgspec.Struct, frozen=True):
 
     websocket_url: str
     http_url: str
-    key: str | None
+    key: Secret | None
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request says of who asks."""
-        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        """What a request says of who asks. It holds the key: for the request itself only."""
+        return {} if self.key is None else {"Authorization": f"Bearer {self.key.reveal()}"}
 
     def __repr__(self) -> str:
         return f"<address {self.http_url}>"
@@ -43,7 +45,7 @@ async def addresses(
     """Yield what takes long, if anything does, and last the address of an endpoint.
 
     Raises:
-        AuthenticationFailed: its key's variable is not set.
+        AuthenticationFailed: its key's variable is not set, or holds what no header can.
         AgentError: the local server cannot be had.
     """
     if endpoint.url:
@@ -63,14 +65,21 @@ async def addresses(
 
 async def local_address(
     notice: Callable[[str], None], *, model: str | None
-) -> tuple[str, str | None]:
+) -> tuple[str, Secret | None]:
     """Find or start the user's local server."""
     server = await local_server(notice, model=model)
     return server.url, server.token
 
 
-def _address(endpoint: Endpoint, key: str | None) -> Address:
-    return Address(endpoint.websocket_url, endpoint.http_url, key)
+def _address(endpoint: Endpoint, key: Secret | None) -> Address:
+    address = Address(endpoint.websocket_url, endpoint.http_url, Secret(key) if key else None)
+    if not all(map(_SENDABLE.fullmatch, address.headers.values())):
+        raise key_refused(endpoint)
+    return address
+
+
+_SENDABLE = re.compile(r"Bearer [\x21-\x7e]+")
+"""What a header takes: libraries that find anything else repeat it in their errors."""
 
 
 def key_refused(endpoint: Endpoint) -> AuthenticationFailed:

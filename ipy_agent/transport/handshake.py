@@ -2,12 +2,14 @@
 
 Rule 1: a redirect is a refusal: the key would go along.
 Rule 2: a certificate that does not hold is never accepted.
+Rule 3: the key goes out once and is not kept: no log has it, nor the socket that was opened.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -27,6 +29,10 @@ PING_SECONDS = 20.0
 DEAF_SECONDS = 15.0
 """How long a peer may leave a ping unanswered, or take nothing of what it is sent."""
 CLOSE_SECONDS = 1.0
+
+
+_SILENT = logging.Logger("ipy_agent.websocket", logging.CRITICAL + 1)  # noqa: LOG001 (nobody's)
+"""Who turns all logging on would have the headers of the request in it: so there is none."""
 
 
 class Socket(ClientConnection):
@@ -80,6 +86,7 @@ async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Soc
             ping_interval=PING_SECONDS,
             ping_timeout=DEAF_SECONDS,
             close_timeout=CLOSE_SECONDS,
+            logger=_SILENT,
         )
     except InvalidStatus as refused:
         raise _refused(endpoint, refused) from None
@@ -93,6 +100,8 @@ async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Soc
             transient=_may_pass(error),
         ) from None
     assert isinstance(socket, Socket)  # noqa: S101 (for the type checker)
+    if socket.request is not None:
+        socket.request.headers.clear()
     socket.clock, socket.heard_at = clock, clock.now()
     return socket
 

@@ -227,8 +227,6 @@ class HttpTransport:
             )
 
     def _post(self, address: Address, body: bytes, path: str) -> Post:
-        if not (address.key or "").isascii():
-            raise key_refused(self.endpoint)
         if self._client is None:
             from ipy_agent.transport.posts import Client  # noqa: PLC0415 (httpx2 loads slowly)
 

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import fcntl
 import http.client
 import os
 import platform
-import re
 import stat
 import subprocess
 import sys
@@ -32,16 +30,17 @@ import msgspec
 import platformdirs
 
 from ipy_agent.errors import ConnectionFailed
+from ipy_agent.secrets import Secret, clean_environment
 
-__all__ = ["Local", "local_server", "runtime_folder", "write_private"]
+__all__ = ["TOKEN_VARIABLE", "Local", "local_server", "runtime_folder", "write_private"]
 
 IDLE_EXIT_SECONDS = 900
 POLL_SECONDS = 0.1
 NOTICE_SECONDS = 1.0
 HEALTH_SECONDS = 2.0
 
-_SECRET = re.compile(r"KEY|SECRET|TOKEN", re.IGNORECASE)
-_OURS = "IPY_AGENT_"
+TOKEN_VARIABLE = "IPY_AGENT_SERVER_TOKEN"  # noqa: S105 (its name)
+"""What the user gives a server as its token. It is the one secret that a server is to know."""
 _LOG_TAIL = 4096
 
 _started: list[subprocess.Popen[bytes]] = []
@@ -53,19 +52,21 @@ class Local:
     """How to reach a local server: what its runtime file says."""
 
     url: str
-    token: str = dataclasses.field(repr=False)
+    token: Secret
     model: str
     pid: int
 
     def encoded(self) -> bytes:
-        """Return the content of the runtime file."""
-        return msgspec.json.encode(self)
+        """Return the content of the runtime file, which is where its token is meant to be."""
+        return msgspec.json.encode(self, enc_hook=Secret.reveal)
 
     @classmethod
     def read(cls, file: Path) -> Local | None:
         """Return what a runtime file says, or nothing where there is no sound one."""
         try:
-            return msgspec.json.decode(file.read_bytes(), type=cls)
+            return msgspec.json.decode(
+                file.read_bytes(), type=cls, dec_hook=lambda _, token: Secret(token)
+            )
         except (OSError, msgspec.DecodeError):
             return None
 
@@ -81,7 +82,9 @@ class Local:
             return False
         connection = http.client.HTTPConnection(parts.netloc, timeout=HEALTH_SECONDS)
         try:
-            connection.request("GET", "/health", headers={"Authorization": f"Bearer {self.token}"})
+            connection.putrequest("GET", "/health")
+            connection.putheader("Authorization", f"Bearer {self.token.reveal()}")
+            connection.endheaders()
             return connection.getresponse().status == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException, ValueError):
             return False
@@ -238,7 +241,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k.startswith(_OURS) or not _SECRET.search(k)}
+    kept = clean_environment(TOKEN_VARIABLE)
     if paths := kept.get("PYTHONPATH"):
         # The server lives in another folder: what is relative here would be lost there.
         kept["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, paths.split(os.pathsep)))

@@ -14,6 +14,7 @@ import pytest
 from websockets.sync.client import connect
 
 from ipy_agent.errors import UsageError
+from ipy_agent.secrets import Secret
 from ipy_agent.server.process import serve, server_token
 from ipy_agent.server.scripted import ScriptedEngine
 from ipy_agent.transport.local import Local
@@ -90,7 +91,7 @@ def test_it_ends_when_nobody_comes(tmp_path):
 def test_a_file_of_another_server_is_left_alone(tmp_path):
     """A server removes only what it wrote."""
     file = tmp_path / "server.json"
-    other = Local(url="http://127.0.0.1:1/v1", token="t", model="m", pid=1)
+    other = Local(url="http://127.0.0.1:1/v1", token=Secret("t"), model="m", pid=1)
 
     with serving(file) as (process, _):
         file.write_bytes(other.encoded())
@@ -136,7 +137,7 @@ def test_the_token_comes_from_the_environment(monkeypatch):
     """A token that is named there is used as it is."""
     monkeypatch.setenv("IPY_AGENT_SERVER_TOKEN", " named ")
 
-    assert server_token() == "named"
+    assert server_token().reveal() == "named"
 
 
 def test_a_token_is_made_once_and_kept_private(monkeypatch, tmp_path):
@@ -147,7 +148,7 @@ def test_a_token_is_made_once_and_kept_private(monkeypatch, tmp_path):
     made = server_token()
 
     assert server_token() == made
-    assert len(made) >= 43
+    assert len(made.reveal()) >= 43
     file = tmp_path / "ipy-agent" / "token"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700

@@ -15,6 +15,7 @@ import pytest
 
 import ipy_agent
 from ipy_agent.errors import ConnectionFailed
+from ipy_agent.secrets import Secret
 from ipy_agent.transport import local as module
 from ipy_agent.transport.local import Local, local_server, runtime_folder, write_private
 
@@ -151,7 +152,7 @@ def test_a_stale_file_is_replaced(folder, fault):
         os.kill(real.pid, signal.SIGKILL)
     said = {
         "dead": real.encoded(),
-        "wrong token": Local(real.url, "wrong", real.model, real.pid).encoded(),
+        "wrong token": Local(real.url, Secret("wrong"), real.model, real.pid).encoded(),
         "not JSON": b"{",
         # It would answer, but a name is not sure to be this machine's.
         "elsewhere": real.encoded().replace(b"127.0.0.1", b"localhost"),
@@ -210,7 +211,7 @@ def test_a_start_that_is_cancelled_leaves_no_server():
 
 def test_the_token_is_never_shown():
     """A server's token does not appear where the value is printed."""
-    assert "hidden" not in repr(Local("http://127.0.0.1:1/v1", "hidden", "m", 1))
+    assert "hidden" not in repr(Local("http://127.0.0.1:1/v1", Secret("hidden"), "m", 1))
 
 
 def test_a_folder_that_others_own_is_passed_over(monkeypatch, tmp_path):
