@@ -2,7 +2,7 @@
 
 Rule 1: while a fork is on its way the lane it continues from stands still, since its next
 response may take the shared one's place.
-Rule 2: what arrived and was not read yet is at most one response.
+Rule 2: what arrived and was not read yet is at most one response, and its turn's alone.
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ class LiveLane:
         self.moves.move(CLIENT, "create")
         self.sent_bytes, self.heard, self._read, self._number = sent_bytes, False, 0, 0
         self._before, self._response = self._response or self._before, None
+
+    def leave(self) -> None:
+        """Take note that nobody reads on: what is still unread is no part of the next turn."""
+        self.let_go()
+        self.taken = False
+        self.arrived = asyncio.Queue()
 
     def take(self, size: int, event: Event) -> bool:
         """Take in an event of this lane's turn; one of the turn before it is not taken.

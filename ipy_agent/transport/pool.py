@@ -78,8 +78,7 @@ class Pool:
     async def leave(self, place: Place) -> None:
         """Give a lane back. A turn that was not over retires its connection."""
         connection, lane = place.connection, place.lane
-        lane.let_go()
-        lane.taken = False
+        lane.leave()
         connection.used_at = self.clock.now()
         if self.limits.lanes is None and connection.echoes is not None:
             lanes = MAX_LANES if connection.echoes else 0

@@ -796,6 +796,27 @@ def test_an_abandoned_turn_retires_its_socket(run, peer, served, leave):
     assert said(run(main(real))) == "new"
 
 
+def test_an_answer_that_had_arrived_when_its_turn_was_given_up_is_not_the_next(run, peer):
+    """It was over on the wire, so its connection is kept, and all of it unread."""
+    other = peer([answer("resp_1", "old"), answer("resp_2", "new")])
+
+    async def main():
+        async with Talk(other.endpoint()) as talk:
+            request = Request(fields=FIELDS, input=EMPTY.extend([user("old")]))
+            async with contextlib.aclosing(talk.transport.stream(request)) as stream:
+                await anext(stream)
+                (connection,) = talk.transport._pool._connections
+                lane = connection.lanes[None]
+                arrived = lane.arrived
+                while arrived.qsize() < 4:  # noqa: ASYNC110 (no bell rings)
+                    await asyncio.sleep(0)
+            return await talk.ask("new")
+
+    events = run(main())
+    assert said(events) == "new"
+    assert sent(events).connection == 1
+
+
 def test_an_abandoned_turn_that_is_closed_late_leaves_the_next_one_alone(run, peer):
     """Each turn lets go of its own connection only."""
     other = peer([BEGUN], [answer("resp_2", "new"), answer("resp_3", "3")])
