@@ -27,6 +27,7 @@ import pytest
 from ipy_agent.agent.tools import TOOLS, tool
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, AuthenticationFailed, UsageError
+from ipy_agent.journal import facts
 from ipy_agent.secrets import MASK, Secret
 from ipy_agent.sessions import Session
 from ipy_agent.settings import Settings
@@ -103,7 +104,7 @@ def told(error):
 
 def with_variables(error):
     """Return an error's traceback with the variables of all frames but that of the test."""
-    kind, frames = type(error), error.__traceback__.tb_next
+    kind, frames = type(error), error.__traceback__ and error.__traceback__.tb_next
     return "".join(traceback.TracebackException(kind, error, frames, capture_locals=True).format())
 
 
@@ -330,8 +331,8 @@ def test_no_error_from_the_loop_brings_variables_along(leaks, session, peer, mon
 
 def test_no_log_and_no_socket_has_the_key(key, leaks, session, peer, caplog):
     """With all logging on: a request's headers are in none of it, nor in what is kept of it."""
-    caplog.set_level(0)
     caplog.set_level(logging.CRITICAL, "websockets.server")  # that is the other end
+    caplog.set_level(0)
     there = peer([[{"type": "response.completed", "response": {"id": "r", "output": []}}]])
     kept = session(there.endpoint(key_env=VARIABLE), transport="websocket")
 
@@ -346,6 +347,37 @@ def test_no_log_and_no_socket_has_the_key(key, leaks, session, peer, caplog):
     assert len(sockets) == 1
     assert leaks({"sockets": repr([vars(one) for one in sockets]), "log": caplog.text}) == []
     assert repr(sockets[0].request.headers).count("Bearer") == 0
+
+
+def test_an_error_is_masked_whatever_made_it(key, leaks):
+    """A library's words, a peer's, a line of a log: an error tells no key, known or of a kind."""
+    Secret.named(VARIABLE)
+    looks = "hf_canary4f9aB7c2D8e1F6a3"
+    errors = [AgentError(f"{key} {looks}"), UsageError(f"{{'key': {key!r}}}", code="x")]
+
+    assert [leaks(told(raised(error))) for error in errors] == [[], []]
+    assert MASK in str(errors[0])
+
+
+def raised(error):
+    try:
+        raise error
+    except AgentError as caught:
+        return caught.with_traceback(None)
+
+
+def test_a_journal_is_redacted_as_it_is_written(key, leaks):
+    """What was said before its value was known is not copied into another file."""
+    Secret.named(VARIABLE)
+    said = [{"type": "message", "content": [{"text": f'the "key" is {key}'}]}]
+    fact = facts.Said(cell=1, turn=1, branch="main", items=said)
+
+    kept = facts.encode(fact)
+
+    assert leaks({"fact": kept}) == []
+    assert facts.decode(kept).items == [
+        {"type": "message", "content": [{"text": f'the "key" is {MASK}'}]}
+    ]
 
 
 def test_what_holds_a_key_does_not_show_it(key, leaks):
@@ -419,9 +451,9 @@ def test_a_key_in_place_of_a_name_is_refused_and_not_repeated(arguments, options
 
 def test_a_variable_of_any_name_that_is_set_can_hold_a_key(monkeypatch):
     """Only what is not set has to look like a name."""
-    monkeypatch.setenv("myKey1", "a1b2c3d4e5")
+    monkeypatch.setenv("myKey1", "sesame")
 
-    assert Endpoint.named("https://h/v1", key_env="myKey1").key().reveal() == "a1b2c3d4e5"
+    assert Endpoint.named("https://h/v1", key_env="myKey1").key().reveal() == "sesame"
     assert Endpoint.named("https://h/v1", key_env="NOT_SET_YET").key_env == "NOT_SET_YET"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import copy
 import dataclasses
@@ -9,12 +10,14 @@ import html
 import json
 import pickle
 import urllib.parse
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ipy_agent
 from ipy_agent.secrets import (
     MASK,
     Secret,
@@ -26,7 +29,7 @@ from ipy_agent.secrets import (
     shown_so_far,
 )
 
-VALUE = "sk-test-4f9aB7/c2D8+e1F6\"a3\\X9&z0<Q'5%"
+VALUE = "<'\"&\\/+%4f9aB7c2D8e1F6a3X9z0Q5"
 PLAIN = "sk-proj-8Zt2Lq9Wn4Xc7Vb1Mk6Jh3Gf5Ds0Pa"
 
 
@@ -287,3 +290,36 @@ def test_an_environment_without_secrets(monkeypatch):
     assert clean_environment("PIP_").keys() & {"PIP_TOKEN", "PLAIN"} == {"PIP_TOKEN", "PLAIN"}
     left = clean_environment().keys()
     assert not left & {"A_KEY", "my_secret", "HF_TOKEN", "DB_PASSWORD", "PIP_TOKEN"}
+
+
+STARTS = {
+    *(f"subprocess.{name}" for name in ("run", "Popen", "call", "check_call", "check_output")),
+    *(f"asyncio.create_subprocess_{kind}" for kind in ("exec", "shell")),
+    *("os.system", "os.popen", "os.execv", "os.posix_spawn"),
+}
+
+
+def test_every_process_that_is_started_has_an_environment_of_its_own():
+    """None gets ours by leaving it out: each call in the package says which."""
+    calls = [
+        (file.name, {word.arg for word in node.keywords})
+        for file in sorted(Path(ipy_agent.__file__).parent.rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in STARTS
+    ]
+
+    assert {"house.py", "local.py", "sources.py"} <= {name for name, _ in calls}
+    # pip's is with its folder, in what `_surroundings` returns.
+    wanted = {name: None if name == "sources.py" else "env" for name, _ in calls}
+    assert [name for name, words in calls if wanted[name] not in words] == []
+
+
+def test_the_kernel_of_the_demo_has_no_secrets(monkeypatch):
+    """Its model is on this machine: no key is of use there."""
+    from ipy_agent.demo import _own_server
+
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.setenv("PLAIN", "x")
+    with _own_server(None) as environment:
+        assert "PLAIN" in environment
+        assert "OPENAI_API_KEY" not in environment
