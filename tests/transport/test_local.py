@@ -16,7 +16,8 @@ import pytest
 import ipy_agent
 from ipy_agent.errors import ConnectionFailed
 from ipy_agent.transport import local as module
-from ipy_agent.transport.local import Local, local_server, runtime_folder, write_private
+from ipy_agent.transport.local import Local, local_server
+from ipy_agent.transport.runtime import runtime_folder, write_private
 
 SERVE = """
 import argparse, os, sys
