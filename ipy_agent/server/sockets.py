@@ -175,17 +175,19 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, patience: Patience, **more: Any) -> None:
         super().__init__(*args, **more)
-        self._taking = patience.taking
+        self._patience = patience
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._outflow = _Outflow(self.transport, self._taking)
+        self._outflow = _Outflow(self.transport, self._patience.taking)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._outflow.resume()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.conn.parser_exc is not None:
+            return  # it has its close frame, and is read to its end
         super().data_received(data)
         if not self.writable.is_set():
             self.transport.pause_reading()
@@ -200,6 +202,17 @@ class _WebSocket(WebSocketsSansIOProtocol):
         self._outflow.resume()
         if not self.read_paused:
             self.transport.resume_reading()
+
+    def handle_parser_exception(self) -> None:
+        # Closed with more of it on its way, a frame too large would be answered by a reset, and
+        # its sender would not hear the code that says never to try again.
+        closed = self.conn.close_sent
+        assert closed is not None  # noqa: S101 (for the type checker: a parser that fails says so)
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.write_eof()
+        self.close_sent = True
+        self.close_timer = self.loop.call_later(self._patience.head, self.transport.abort)
 
     def handle_cont(self, event: Any) -> None:
         # Kept as one: a million fragments of a byte, or of none, weigh no more than their bytes.
