@@ -188,10 +188,14 @@ def test_strangers_keep_nobody_out(listening, said):
                 writer.write(head(served, "GET /health"))
                 health = await answered(reader)
             await asyncio.gather(*(end(reader) for reader, _ in calls[: crowd - MAX_STRANGERS]))
+            there = len(served.server.server_state.connections)
             await client.send('{"type":"response.create","input":"hi"}')
-            return health, json.loads(await client.recv())["type"]
+            return health, json.loads(await client.recv())["type"], there
 
-    assert within(main()) == (200, "response.created")
+    *answers, there = within(main())
+
+    assert answers == [200, "response.created"]
+    assert there <= MAX_STRANGERS + 1
 
 
 def test_who_is_being_answered_is_no_stranger(listening, watched):
