@@ -125,7 +125,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     from ipy_agent.server.process import TOKEN_VARIABLE, serve, server_token  # noqa: PLC0415
-    from ipy_agent.transport.local import runtime_folder  # noqa: PLC0415
+    from ipy_agent.transport.runtime import runtime_folder  # noqa: PLC0415
 
     engine = _engine(options)
     if options.runtime_file is None and not os.environ.get(TOKEN_VARIABLE):

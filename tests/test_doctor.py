@@ -336,13 +336,12 @@ def test_the_local_server_that_runs_is_found(served, monkeypatch, tmp_path):
     token = os.environ[server.key_env]
     folder = tmp_path / "ipy-agent"
     folder.mkdir(mode=0o700)
-    (folder / "server.json").write_bytes(Local(server.url, token, "scripted", 7).encoded())
-
-    findings = found("local")
+    with Local(server.url, token, "scripted", 7).published(folder / "server.json"):
+        findings, memory = found("local"), found("memory")
 
     assert findings[-1] == ("ok", f"scripted runs at {server.url}, process 7")
     assert token not in said()
-    assert found("memory") == []
+    assert memory == []
 
 
 def test_without_a_private_folder_there_is_no_local_server(monkeypatch, tmp_path):

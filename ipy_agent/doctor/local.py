@@ -25,7 +25,8 @@ def examined(endpoint: Endpoint) -> Iterator[Finding]:
 
 
 def _parts(model: str | None) -> Iterator[Finding]:
-    from ipy_agent.transport.local import Local, runtime_folder  # noqa: PLC0415 (a broken one is a line)
+    from ipy_agent.transport.local import Local  # noqa: PLC0415 (a broken one is a line)
+    from ipy_agent.transport.runtime import runtime_folder  # noqa: PLC0415 (the same)
 
     folder = runtime_folder()
     yield Finding("ok", "local", f"runtime folder {folder}, only yours")

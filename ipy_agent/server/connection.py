@@ -34,6 +34,7 @@ CONNECTION_SECONDS = 3600.0
 MAX_IN_FLIGHT = 16
 MAX_NAMED_LANES = 32
 MAX_WAITING = 64
+MAX_WAITING_CHARS = 64 * 2**20
 NORMAL = 1000
 GOING_AWAY = 1001
 UNSUPPORTED = 1003
@@ -45,7 +46,8 @@ TOO_OLD = bad_request(
     "websocket_connection_limit_reached",
 )
 TOO_MANY = ResponseFailed(
-    f"{MAX_WAITING} requests wait on this stream already: wait for an answer before the next",
+    f"{MAX_WAITING} requests, or {MAX_WAITING_CHARS // 2**20} MB of them, wait already:"
+    " wait for an answer before the next",
     code="too_many_requests",
     status=429,
     retry_after=1,
@@ -63,7 +65,7 @@ class _Seat:
 
     def __init__(self, name: str | None) -> None:
         self.lane = Lane(name)
-        self.asks: asyncio.Queue[Request | ResponseFailed] = asyncio.Queue()
+        self.asks: asyncio.Queue[tuple[Request | ResponseFailed, int]] = asyncio.Queue()
 
     def __repr__(self) -> str:
         return f"<Seat on {self.lane!r}>"
@@ -97,6 +99,7 @@ class Connection:
         self._seconds = seconds
         self._seats: dict[str | None, _Seat] = {}
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._waiting = 0
 
     async def run(self) -> None:
         """Serve until one of the two ends hangs up. Cancelled, it closes as one going away."""
@@ -158,7 +161,10 @@ class Connection:
         except ResponseFailed as refused:
             await self._tell(refusal(refused, name))
         else:
-            seat.asks.put_nowait(ask if seat.asks.qsize() < MAX_WAITING else TOO_MANY)
+            size = len(frame)
+            full = seat.asks.qsize() >= MAX_WAITING or self._waiting + size > MAX_WAITING_CHARS
+            seat.asks.put_nowait((TOO_MANY, 0) if full else (ask, size))
+            self._waiting += 0 if full else size
 
     def _new_seat(self, name: str | None, group: asyncio.TaskGroup) -> _Seat:
         if name is not None and len(self._seats.keys() - {None}) >= MAX_NAMED_LANES:
@@ -173,8 +179,9 @@ class Connection:
 
     async def _answer_in_order(self, seat: _Seat) -> None:
         while True:
-            ask = await seat.asks.get()
+            ask, size = await seat.asks.get()
             async with self._in_flight:
+                self._waiting -= size
                 seat.lane.move(CLIENT, "create")
                 if isinstance(ask, ResponseFailed):
                     await self._say(seat, refusal(ask, seat.lane.name))

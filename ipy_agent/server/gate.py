@@ -31,6 +31,7 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_SOCKETS = 32
+"""Connections by WebSocket, and as many requests with a body beside them: what costs something."""
 MAX_BODY = 4 * 2**20
 LEAVE_SECONDS = 4.0
 
@@ -55,6 +56,7 @@ FORBIDDEN = Refusal(403, "origin_not_allowed", "web pages of that origin may not
 NOT_JSON = Refusal(415, "unsupported_media_type", "send JSON with `Content-Type: application/json`")
 TOO_LARGE = Refusal(413, "body_too_large", f"a body may have {MAX_BODY // 2**20} MiB at most")
 FULL = Refusal(503, "too_many_connections", f"{MAX_SOCKETS} connections are open: close one first")
+BUSY = Refusal(503, "too_many_requests", f"{MAX_SOCKETS} requests are being answered: wait for one")
 LEAVING = Refusal(503, "shutting_down", "this server is shutting down")
 
 
@@ -111,6 +113,7 @@ class Gate:
         self._origins = frozenset(origin.encode() for origin in origins)
         self._sockets: set[asyncio.Task[Any]] = set()
         self._inside = 0
+        self._bodies = 0
         self._leaving = False
         self._clock = clock
         self._seen = clock()
@@ -159,14 +162,27 @@ class Gate:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = _Headers(scope)
-        refusal = LEAVING if self._leaving else None
-        if scope["method"] in _WITH_BODY or headers.announce_body():
-            refusal = refusal or (None if headers.say_json() else NOT_JSON)
-        if headers.length() > MAX_BODY:
-            refusal = refusal or TOO_LARGE
-        body = None if refusal else await _whole(receive)
+        if self._leaving:
+            await refuse(LEAVING, scope, send)
+        elif scope["method"] not in _WITH_BODY and not headers.announce_body():
+            await self.app(scope, receive, send)
+        elif not headers.say_json():
+            await refuse(NOT_JSON, scope, send)
+        elif headers.length() > MAX_BODY:
+            await refuse(TOO_LARGE, scope, send)
+        elif self._bodies >= MAX_SOCKETS:
+            await refuse(BUSY, scope, send)
+        else:
+            self._bodies += 1
+            try:
+                await self._with_body(scope, receive, send)
+            finally:
+                self._bodies -= 1
+
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _whole(receive)
         if body is None:
-            await refuse(refusal or TOO_LARGE, scope, send)
+            await refuse(TOO_LARGE, scope, send)
             return
         parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

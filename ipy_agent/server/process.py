@@ -16,23 +16,21 @@ import os
 import secrets
 import signal
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ipy_agent.errors import MissingExtra, UsageError
 from ipy_agent.secrets import Secret
 from ipy_agent.server.app import app
-from ipy_agent.server.connection import CONNECTION_SECONDS, RESET
+from ipy_agent.server.connection import CONNECTION_SECONDS
 from ipy_agent.server.engine import Engine
 from ipy_agent.server.memory import Cache
-from ipy_agent.transport.local import TOKEN_VARIABLE, Local, runtime_folder, write_private
+from ipy_agent.server.sockets import Patience, Strangers, protocols
+from ipy_agent.transport.local import TOKEN_VARIABLE, Local
+from ipy_agent.transport.runtime import private_content, runtime_folder, write_private
 
 try:
     import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 except ImportError as missing:
     raise MissingExtra("the embedded server", "local") from missing
 
@@ -42,8 +40,8 @@ HOST = "127.0.0.1"
 MAX_FRAME = 16 * 2**20
 PING_SECONDS = 20.0
 PONG_SECONDS = 60.0
-HEAD_SECONDS = 10.0
 GRACE_SECONDS = 1
+PATIENCE = Patience()
 
 
 def serve(
@@ -77,11 +75,12 @@ def serve(
         raise
     url = f"http://{HOST}:{listener.getsockname()[1]}/v1"
     local = Local(url=url, token=Secret(token), model=engine.models[0], pid=os.getpid())
+    published = contextlib.ExitStack()
 
     def ready() -> None:
         if runtime_file is not None:
             try:
-                write_private(runtime_file, local.encoded())
+                published.enter_context(local.published(runtime_file))
             except OSError as error:
                 raise UsageError(f"{runtime_file} cannot be written: {error.strerror}") from None
         print(f"listening on {url}", flush=True)  # noqa: T201 (the contract's one line)
@@ -94,13 +93,10 @@ def serve(
         connection_limit=connection_limit,
         idle_exit=idle_exit,
         ready=ready,
+        leaving=published.close,
     )
-    try:
-        with _signals(server):
-            asyncio.run(server.run_to_end())
-    finally:
-        if runtime_file is not None:
-            local.withdraw(runtime_file)
+    with published, _signals(server):
+        asyncio.run(server.run_to_end())
 
 
 def server_token() -> Secret:
@@ -108,9 +104,8 @@ def server_token() -> Secret:
     if named := Secret.named(TOKEN_VARIABLE):
         return named
     file = runtime_folder() / "token"
-    with contextlib.suppress(OSError):
-        if file.read_bytes().strip():
-            return Secret(file.read_text("ascii").strip())
+    if private_content(file).strip():
+        return Secret(private_content(file).decode("ascii", "replace").strip())
     made = Secret(secrets.token_urlsafe(32))
     write_private(file, made.reveal().encode())
     return made
@@ -121,6 +116,8 @@ class Server(uvicorn.Server):
 
     Args:
         ready: called once, when requests are answered.
+        leaving: called once, while the port is still ours and nobody is let in any more.
+        patience: for how long peers are waited for.
     """
 
     def __init__(
@@ -133,6 +130,8 @@ class Server(uvicorn.Server):
         connection_limit: float = CONNECTION_SECONDS,
         idle_exit: float | None = None,
         ready: Callable[[], None] = lambda: None,
+        leaving: Callable[[], None] = lambda: None,
+        patience: Patience = PATIENCE,
     ) -> None:
         port = listener.getsockname()[1]
         hosts = (f"{HOST}:{port}", f"localhost:{port}")
@@ -141,11 +140,11 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._idle_exit = idle_exit
         self._ready = ready
+        self._leaving = leaving
         super().__init__(
             uvicorn.Config(
                 self.gate,
-                http=_Http,
-                ws=_WebSocket,
+                **protocols(patience, Strangers()),
                 ws_max_size=MAX_FRAME,
                 ws_ping_interval=PING_SECONDS,
                 ws_ping_timeout=PONG_SECONDS,
@@ -176,6 +175,7 @@ class Server(uvicorn.Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._leaving()
         await self.gate.close()
         for task in self.server_state.tasks:  # requests over HTTP that are under way
             task.cancel()
@@ -188,34 +188,6 @@ class Server(uvicorn.Server):
                 self.should_exit = True
                 return
             await asyncio.sleep(rest)
-
-
-class _Http(H11Protocol):
-    """HTTP that does not wait for ever until a request's head is there."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.loop.call_later(HEAD_SECONDS, self._hurry)
-
-    def _hurry(self) -> None:
-        # There is a scope from the first request on, and after an upgrade as well.
-        if self.scope is None:
-            self.transport.close()
-
-
-class _WebSocket(WebSocketsSansIOProtocol):
-    """WebSocket that can also break a connection, as a crash or a bad network would."""
-
-    async def send(self, message: Any) -> None:
-        if message["type"] == RESET:
-            raw = self.transport.get_extra_info("socket")
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.transport.abort()
-            return
-        await super().send(message)
-        if message["type"] == "websocket.http.response.body":
-            # A refusal in words ends the handshake too; uvicorn would log it as left undone.
-            self.handshake_complete = True
 
 
 def _listener(port: int) -> socket.socket:

@@ -3,9 +3,10 @@
 The server is a process of its own, shared by all kernels of a user. It outlives the kernel
 that started it and holds nothing of it: no terminal, no output, no secret of its environment.
 
-Rule 1: a file is believed only if the server it names answers with the token it names.
+Rule 1: a file is believed only while the process that wrote it lives and so holds a lock on
+it, and if the server it names takes the token it names. A file that was left behind sends the
+token to nobody: by now anybody may listen on its port.
 Rule 2: a server is started under a lock, so that two kernels at once start one.
-Rule 3: what is private here is private from its first byte: files 0600, the folder 0700.
 """
 
 from __future__ import annotations
@@ -15,24 +16,21 @@ import contextlib
 import fcntl
 import http.client
 import os
-import platform
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import platformdirs
 
 from ipy_agent.errors import ConnectionFailed
 from ipy_agent.secrets import Secret, clean_environment
+from ipy_agent.transport.runtime import is_held, private_file, put_private, runtime_folder
 
-__all__ = ["TOKEN_VARIABLE", "Local", "local_server", "runtime_folder", "write_private"]
+__all__ = ["TOKEN_VARIABLE", "Local", "local_server"]
 
 IDLE_EXIT_SECONDS = 900
 POLL_SECONDS = 0.1
@@ -62,18 +60,30 @@ class Local:
 
     @classmethod
     def read(cls, file: Path) -> Local | None:
-        """Return what a runtime file says, or nothing where there is no sound one."""
+        """Return what a runtime file says, or nothing where no living server has put it."""
         try:
-            return msgspec.json.decode(
-                file.read_bytes(), type=cls, dec_hook=lambda _, token: Secret(token)
-            )
+            with private_file(file) as opened:
+                content = opened.read()
+                if not is_held(opened):
+                    return None
+            return msgspec.json.decode(content, type=cls, dec_hook=lambda _, token: Secret(token))
         except (OSError, msgspec.DecodeError):
             return None
 
-    def withdraw(self, file: Path) -> None:
-        """Remove the runtime file, unless another server has put its own there."""
-        if Local.read(file) == self:
-            file.unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def published(self, file: Path) -> Iterator[None]:
+        """Have a runtime file tell of this server, which is the process that calls.
+
+        It disappears with the block, unless another server has put its own there; of a
+        process that ends in the block it stays, and is believed no more.
+        """
+        handle = put_private(file, self.encoded())
+        try:
+            yield
+        finally:
+            if Local.read(file) == self:
+                file.unlink(missing_ok=True)
+            os.close(handle)
 
     def answers(self) -> bool:
         """Ask the server whether it is there and takes this token; blocks up to two seconds."""
@@ -133,39 +143,6 @@ async def local_server(
         except BaseException:
             server.terminate()
             raise
-
-
-def runtime_folder() -> Path:
-    """Return the folder for what lives as long as a login: 0700 and this user's own.
-
-    Raises:
-        ConnectionFailed: no folder can be had that only this user can see.
-    """
-    login = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
-    # A home may be shared between machines, a server is not.
-    state = Path(platformdirs.user_state_dir("ipy-agent", appauthor=False)) / platform.node()
-    for folder in (login / "ipy-agent", state):
-        if not folder.is_absolute():
-            continue
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            seen = folder.lstat()
-            if stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid():
-                folder.chmod(0o700)
-                return folder
-    raise ConnectionFailed("there is no private runtime folder: set XDG_RUNTIME_DIR to one")
-
-
-def write_private(file: Path, content: bytes) -> None:
-    """Put a file there whole, readable by this user only."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 class _Progress:

@@ -6,7 +6,12 @@ import asyncio
 
 import pytest
 
-from ipy_agent.server.connection import MAX_IN_FLIGHT, MAX_NAMED_LANES, MAX_WAITING
+from ipy_agent.server.connection import (
+    MAX_IN_FLIGHT,
+    MAX_NAMED_LANES,
+    MAX_WAITING,
+    MAX_WAITING_CHARS,
+)
 from ipy_agent.server.scripted import ScriptedEngine
 
 
@@ -196,6 +201,33 @@ def test_a_bounded_number_of_asks_waits_on_a_lane(connected, watched):
     assert refused["error"]["code"] == "too_many_requests"
     assert refused["error"]["headers"] == {"Retry-After": "1"}
     assert after["type"] == "response.completed"
+
+
+def test_what_waits_has_a_size_too(connected, watched):
+    """Large asks are refused before their number is, over all lanes, and room comes back."""
+    go = asyncio.Event()
+    large = "x" * (MAX_WAITING_CHARS // 3)
+
+    async def main():
+        async with connected(watched(lambda _: go.wait())) as client:
+            for lane in ("a", "b"):
+                client.ask("runs", stream_id=lane)
+                client.ask(large, stream_id=lane)
+            client.ask(large, stream_id="b")
+            client.say({"type": "response.steer"})
+            while (await client.event())["type"] != "response.steer.failed":
+                pass
+            go.set()
+            ends = []
+            while len(ends) < 5:
+                event = await client.event()
+                ends += [event["type"]] if event["type"] in ("response.completed", "error") else []
+            return ends, (await client.answer(large, stream_id="b"))["type"]
+
+    ends, after = asyncio.run(main())
+
+    assert sorted(ends) == ["error"] + ["response.completed"] * 4
+    assert after == "response.completed"
 
 
 def test_a_steer_is_answered_at_once(connected):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import signal
@@ -93,12 +92,11 @@ def test_a_file_of_another_server_is_left_alone(tmp_path):
     file = tmp_path / "server.json"
     other = Local(url="http://127.0.0.1:1/v1", token=Secret("t"), model="m", pid=1)
 
-    with serving(file) as (process, _):
-        file.write_bytes(other.encoded())
+    with serving(file) as (process, _), other.published(file):
         process.terminate()
         process.communicate(timeout=20)
 
-    assert Local.read(file) == other
+        assert Local.read(file) == other
 
 
 class Closing(ScriptedEngine):
@@ -153,19 +151,3 @@ def test_a_token_is_made_once_and_kept_private(monkeypatch, tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert list(file.parent.iterdir()) == [file]
-
-
-def test_a_caller_that_says_nothing_is_not_waited_for(listening, monkeypatch):
-    """A connection without a request's head is closed after a while, one with a WebSocket not."""
-    monkeypatch.setattr("ipy_agent.server.process.HEAD_SECONDS", 0.2)
-
-    async def main():
-        async with listening(ScriptedEngine()) as served, served.connect() as client:
-            # Its time is up later than the WebSocket's would have been.
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-            assert await asyncio.wait_for(reader.read(), 20) == b""
-            writer.close()
-            await client.send('{"type":"response.create","input":"hi"}')
-            return await client.recv()
-
-    assert "response.created" in asyncio.run(main())

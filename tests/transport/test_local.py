@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ import ipy_agent
 from ipy_agent.errors import ConnectionFailed
 from ipy_agent.secrets import Secret
 from ipy_agent.transport import local as module
-from ipy_agent.transport.local import Local, local_server, runtime_folder, write_private
+from ipy_agent.transport.local import Local, local_server
+from ipy_agent.transport.runtime import runtime_folder, write_private
 
 SERVE = """
 import argparse, os, sys
@@ -143,27 +147,148 @@ def test_it_outlives_the_process_that_started_it(folder):
         os.kill(server.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("fault", ["dead", "wrong token", "not JSON", "elsewhere"])
-def test_a_stale_file_is_replaced(folder, fault):
-    """A file is believed only if its server answers with its token."""
+FAULTS = ["dead", "wrong token", "not JSON", "nothing", "elsewhere", "a port of nobody's"]
+FAULTS += ["a link", "open to all", "a pipe", "too much", "no server's"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_stale_file_is_replaced(folder, fault, unused_port):
+    """A file is believed only if its server lives and answers with its token."""
     file = folder / "server.json"
     real = found()
-    if fault == "dead":
-        os.kill(real.pid, signal.SIGKILL)
     said = {
-        "dead": real.encoded(),
-        "wrong token": Local(real.url, Secret("wrong"), real.model, real.pid).encoded(),
-        "not JSON": b"{",
+        "wrong token": dataclasses.replace(real, token=Secret("wrong")),
         # It would answer, but a name is not sure to be this machine's.
-        "elsewhere": real.encoded().replace(b"127.0.0.1", b"localhost"),
+        "elsewhere": dataclasses.replace(real, url=real.url.replace("127.0.0.1", "localhost")),
+        "a port of nobody's": dataclasses.replace(real, url=f"http://127.0.0.1:{unused_port}/v1"),
     }
-    write_private(file, said[fault])
+    with contextlib.ExitStack() as stack:
+        if fault in said:
+            stack.enter_context(said[fault].published(file))
+        elif fault == "dead":
+            os.kill(real.pid, signal.SIGKILL)
+            module._started[0].wait(20)
+        elif fault == "a link":
+            file.replace(folder / "elsewhere.json")
+            file.symlink_to(folder / "elsewhere.json")
+        elif fault == "open to all":
+            file.chmod(0o644)
+        elif fault == "a pipe":
+            file.unlink()
+            os.mkfifo(file, 0o600)
+        else:
+            unsound = {"not JSON": b"{", "nothing": b"", "too much": b"[" * 2**20}
+            write_private(file, unsound.get(fault, real.encoded()))
 
-    server = found()
+        server = found()
 
     assert server.pid != real.pid
     assert server.answers()
     assert Local.read(file) == server
+
+
+class Thief:
+    """Somebody who listens on a port that a server had, and notes what is sent there."""
+
+    def __init__(self):
+        self.heard = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self):
+        with contextlib.suppress(OSError):
+            while True:
+                call, _ = self._listener.accept()
+                with call:
+                    self.heard.append(call.recv(4096))
+                    call.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    def close(self):
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(20)
+
+
+def test_a_token_is_not_sent_to_whoever_has_the_port_now(folder):
+    """A file outlived its server, and another process listens where that was."""
+    thief = Thief()
+    file = folder / "server.json"
+    url = f"http://127.0.0.1:{thief.port}/v1"
+    code = (
+        "import os, signal, sys; from pathlib import Path;"
+        "from ipy_agent.transport.local import Local;"
+        "local = Local(sys.argv[2], 'the-token', 'm', os.getpid());"
+        "published = local.published(Path(sys.argv[1]));"
+        "published.__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(file), url], check=False)
+    left = file.read_bytes()
+
+    server = found()
+    thief.close()
+
+    assert b"the-token" in left
+    assert thief.heard == []
+    assert server.answers()
+
+
+def test_a_file_is_believed_while_its_writer_lives(tmp_path):
+    """It holds a lock, which no end of a process can leave behind."""
+    file = tmp_path / "server.json"
+    local = Local("http://127.0.0.1:1/v1", "t", "m", 1)
+
+    with local.published(file):
+        during = Local.read(file)
+        again = Local.read(file)
+        copy = file.read_bytes()
+    after = Local.read(file)
+    write_private(file, copy)
+
+    assert (during, again, after, Local.read(file)) == (local, local, None, None)
+
+
+def test_a_file_of_another_user_is_not_read(monkeypatch, tmp_path):
+    """Whose it is decides, whatever its mode."""
+    file = tmp_path / "server.json"
+    local = Local("http://127.0.0.1:1/v1", "t", "m", 1)
+
+    with local.published(file):
+        monkeypatch.setattr(os, "getuid", lambda: file.stat().st_uid + 1)
+
+        assert Local.read(file) is None
+
+
+def test_processes_that_race_start_one(folder):
+    """Eight kernels at once: one starts the server, and all of them use it."""
+    code = (
+        "import asyncio, sys; from ipy_agent.transport.local import local_server;"
+        "print('ready', flush=True); sys.stdin.read(1);"
+        "print(asyncio.run(local_server(lambda _: None, command=sys.argv[1:])))"
+    )
+    command = [sys.executable, "-c", code, *COMMAND]
+    with contextlib.ExitStack() as stack:
+        kernels = [
+            stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(8)
+        ]
+        for kernel in kernels:
+            kernel.stdout.readline()
+        for kernel in kernels:
+            kernel.stdin.write("\n")
+            kernel.stdin.flush()
+        told = {kernel.communicate(timeout=60)[0] for kernel in kernels}
+    server = Local.read(folder / "server.json")
+
+    try:
+        assert told == {f"{server}\n"}
+        assert server.answers()
+        assert starts(folder) == 1
+    finally:
+        os.kill(server.pid, signal.SIGKILL)
 
 
 def test_a_server_that_cannot_start_says_why(folder):

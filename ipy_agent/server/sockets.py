@@ -1,0 +1,236 @@
+"""TCP connections on which nobody is waited for without end: uvicorn's protocols, and limits.
+
+A peer may owe a request's head, a request's body, or to take what is sent to it. Each has its
+time, and who exceeds it is cut off, for to close in order would be to wait for that peer again.
+
+Rule 1: whoever is not being answered is a stranger. There is room for so many of them, and
+the one who has stood there longest makes way: nobody keeps others out by being silent.
+Rule 2: of a peer that takes nothing, nothing more is read.
+Rule 3: that a peer has gone is seen while it is answered, so reading goes on; what it says
+ahead of its turn has a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import struct
+from typing import Any, NamedTuple
+
+from ipy_agent.errors import MissingExtra
+from ipy_agent.server.connection import RESET
+
+try:
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+except ImportError as missing:
+    raise MissingExtra("the embedded server", "local") from missing
+
+__all__ = ["MAX_STRANGERS", "Patience", "Strangers", "protocols"]
+
+MAX_STRANGERS = 64
+MAX_AHEAD = 16 * 2**10
+
+
+class Patience(NamedTuple):
+    """The seconds for which a peer is waited for: its head, its body, its taking a byte."""
+
+    head: float = 10.0
+    body: float = 30.0
+    taking: float = 30.0
+
+
+class Strangers:
+    """Who is connected and is not being answered, in the order of their last step."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Transport, None] = {}
+
+    def enter(self, transport: asyncio.Transport) -> None:
+        """Have one wait; the one who has waited longest makes way where there is no room."""
+        self.leave(transport)
+        if len(self._waiting) >= MAX_STRANGERS:
+            oldest = next(iter(self._waiting))
+            self.leave(oldest)
+            oldest.abort()
+        self._waiting[transport] = None
+
+    def leave(self, transport: asyncio.Transport) -> None:
+        """Have one wait no longer, if it did."""
+        self._waiting.pop(transport, None)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+def protocols(patience: Patience, strangers: Strangers) -> dict[str, Any]:
+    """Return what uvicorn makes of a TCP connection, by the names of its settings."""
+    return {
+        "http": functools.partial(_Http, patience=patience, strangers=strangers),
+        "ws": functools.partial(_WebSocket, patience=patience),
+    }
+
+
+class _Outflow:
+    """Cuts off a peer that takes nothing of what is sent to it."""
+
+    def __init__(self, transport: asyncio.Transport, seconds: float) -> None:
+        # To be paused then means that something waits to be taken, however little it is.
+        transport.set_write_buffer_limits(0)
+        self._transport = transport
+        self._seconds = seconds
+        self._left = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def pause(self) -> None:
+        self._left = self._transport.get_write_buffer_size()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._look)
+
+    def resume(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        left = self._transport.get_write_buffer_size()
+        if left >= self._left:
+            self._transport.abort()
+        elif left:
+            self.pause()
+
+
+class _Http(H11Protocol):
+    """HTTP that counts the time of what a peer owes."""
+
+    def __init__(self, *args: Any, patience: Patience, strangers: Strangers, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._limits = {h11.IDLE: patience.head, h11.SEND_BODY: patience.body}
+        self._taking = patience.taking
+        self._strangers = strangers
+        self._owed: tuple[Any, Any] = (None, None)
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._outflow = _Outflow(transport, self._taking)
+        self._count()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._settle()
+        self._outflow.resume()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.get_protocol() is self:
+            self._count()
+            self._go_on_reading()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._count()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._settle()
+        super().handle_websocket_upgrade(event)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._outflow.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._outflow.resume()
+
+    def _count(self) -> None:
+        """Begin to count the time of what is owed now, unless it is being counted."""
+        state, scope = self.conn.their_state, self.scope
+        if state is self._owed[0] and scope is self._owed[1]:
+            return
+        self._settle()
+        self._owed = state, scope
+        if seconds := self._limits.get(state):
+            self._strangers.enter(self.transport)
+            self._timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _settle(self) -> None:
+        self._strangers.leave(self.transport)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _go_on_reading(self) -> None:
+        """Read on behind a request that is being answered, where uvicorn would stop."""
+        if self.conn.their_state is h11.DONE and self.flow.read_paused:
+            if len(self.conn.trailing_data[0]) > MAX_AHEAD:
+                self.transport.abort()
+            else:
+                self.flow.resume_reading()
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """WebSocket that can also break a connection, as a crash or a bad network would."""
+
+    def __init__(self, *args: Any, patience: Patience, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._patience = patience
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._outflow = _Outflow(self.transport, self._patience.taking)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._outflow.resume()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.conn.parser_exc is not None:
+            return  # it has its close frame, and is read to its end
+        super().data_received(data)
+        if not self.writable.is_set():
+            self.transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._outflow.pause()
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._outflow.resume()
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    def handle_parser_exception(self) -> None:
+        # Closed with more of it on its way, a frame too large would be answered by a reset, and
+        # its sender would not hear the code that says never to try again.
+        closed = self.conn.close_sent
+        assert closed is not None  # noqa: S101 (for the type checker: a parser that fails says so)
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.write_eof()
+        self.close_sent = True
+        self.close_timer = self.loop.call_later(self._patience.head, self.transport.abort)
+
+    def handle_cont(self, event: Any) -> None:
+        # Kept as one: a million fragments of a byte, or of none, weigh no more than their bytes.
+        whole: Any = self.frames[0]
+        if not isinstance(whole, bytearray):
+            whole = bytearray(whole)
+        whole += event.data
+        self.frames = [whole]
+        if event.fin:
+            self.send_receive_event_to_app()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == RESET:
+            raw = self.transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
+            return
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            # A refusal in words ends the handshake too; uvicorn would log it as left undone.
+            self.handshake_complete = True
