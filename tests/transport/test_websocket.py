@@ -404,6 +404,22 @@ def test_events_on_an_idle_lane_are_ignored(run, peer):
     assert ignored == 4
 
 
+def test_an_answer_that_nobody_asked_for_ends_its_connection(run, peer):
+    """A request may arrive twice on a bad way: what is answered next there may be the copy."""
+    other = peer([[*answer("resp_1", "1"), *answer("resp_2", "1")]], [answer("resp_3", "2")])
+
+    async def main():
+        async with Talk(other.endpoint()) as talk:
+            await talk.ask("one")
+            while talk.transport.describe() != "not connected":  # noqa: ASYNC110 (no bell rings)
+                await asyncio.sleep(0)
+            return await talk.ask("two")
+
+    events = run(main())
+    assert said(events) == "2"
+    assert sent(events).connection == 2
+
+
 # what fails and goes on
 
 
