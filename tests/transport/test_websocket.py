@@ -448,6 +448,23 @@ def test_a_parent_that_is_gone_costs_one_full_resend(run, peer):
     assert sent(third).attempt == 0
 
 
+def test_the_resend_is_full_whatever_else_may_be_held(run, peer):
+    """No older response is tried in the place of the one that is gone."""
+    other = peer([answer("resp_1", "1"), answer("resp_2", "2"), [NOT_FOUND], answer("resp_3", "3")])
+    endpoint = other.endpoint()
+    limits = dataclasses.replace(endpoint.limits, keeps_all=True)
+
+    async def main():
+        async with Talk(dataclasses.replace(endpoint, limits=limits)) as talk:
+            return [await talk.ask(prompt) for prompt in ("one", "two", "three")][-1]
+
+    assert said(run(main())) == "3"
+    *_, short, full = other.seen[0].frames
+    assert short["previous_response_id"] == "resp_2"
+    assert "previous_response_id" not in full
+    assert prompts(full) == ["one", "1", "two", "2", "three"]
+
+
 def test_a_parent_that_stays_gone_is_told(run, peer):
     """There is no third try, and a request that named no parent is not sent again."""
     other = peer([answer("resp_1", "1"), [NOT_FOUND], [NOT_FOUND], [NOT_FOUND]])
