@@ -19,7 +19,7 @@ from websockets.protocol import State as SocketState
 
 from ipy_agent.endpoints import Endpoint, Limits
 from ipy_agent.errors import AgentError, ConnectionLost, MessageTooBig, ProtocolError
-from ipy_agent.protocol.events import Error, Event, decode
+from ipy_agent.protocol.events import Error, Event, ResponseCreated, decode
 from ipy_agent.protocol.lanes import SERVER, IllegalMove, State
 from ipy_agent.protocol.lineage import Lineage
 from ipy_agent.protocol.requests import Request
@@ -174,8 +174,13 @@ class Connection:
 
     def _deliver(self, event: Event, size: int) -> None:
         taken = [lane.take(size, event) for lane in self._meant(event)]
-        # What belongs to no turn of ours is not worth a connection.
+        # What belongs to no turn of ours is not worth a connection; but an answer that nobody
+        # asked for on a lane of ours would be taken for the next turn's.
         self.ignored += not any(taken)
+        if isinstance(event, ResponseCreated) and not any(taken):
+            lanes = [lane for lane in self.lanes.values() if lane.wire == (event.stream_id or None)]
+            unasked = [lane for lane in lanes if not lane.knows(event.response.id)]
+            self.leaving = self.leaving or bool(unasked)
 
     def _meant(self, event: Event) -> list[LiveLane]:
         """Return the lanes in a turn that an event is for."""

@@ -71,6 +71,10 @@ class LiveLane:
         self.taken = False
         self.arrived = asyncio.Queue()
 
+    def knows(self, response: str) -> bool:
+        """Whether a response is of its last turn, or of the one before."""
+        return response in (self._response, self._before)
+
     def take(self, size: int, event: Event) -> bool:
         """Take in an event of this lane's turn; one of the turn before it is not taken.
 

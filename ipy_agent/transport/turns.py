@@ -39,8 +39,7 @@ class Turn:
 
     def shortened(self, compare_to: str | None) -> Request:
         """Return the request less what the peer holds; what it forks from is kept there."""
-        short, sources, why = self._foreseen()
-        self._resent = "evicted" if "whole" in self.mended else why
+        short, sources, self._resent = self._foreseen()
         for source in sources:
             self.place.lane.forks_from(source)
         self.short = msgspec.structs.replace(short, compare_to=compare_to)
@@ -53,6 +52,8 @@ class Turn:
     def _foreseen(self) -> tuple[Request, list[LiveLane], str | None]:
         """Return what is left to send, the lanes that it forks from, and why it is all, if so."""
         connection, lane = self.place.connection, self.place.lane
+        if "whole" in self.mended:
+            return self.full, [], "evicted"
         short = connection.lineage.shorten(self.full)
         if short is self.full:
             return short, [], connection.lineage.why(self.full)

@@ -219,6 +219,7 @@ class WebSocketTransport:
         lineage, parent = turn.place.connection.lineage, turn.short.previous_response_id
         if self._pool.limits.keeps_all is None and not lineage.lanes_at(parent):
             self._limit(keeps_all=False)
+        if self._pool.limits.keeps_all is False:  # which another connection may have found out
             lineage.keep_latest()
         lineage.forget(turn.short, gone=True)
 

@@ -404,6 +404,22 @@ def test_events_on_an_idle_lane_are_ignored(run, peer):
     assert ignored == 4
 
 
+def test_an_answer_that_nobody_asked_for_ends_its_connection(run, peer):
+    """A request may arrive twice on a bad way: what is answered next there may be the copy."""
+    other = peer([[*answer("resp_1", "1"), *answer("resp_2", "1")]], [answer("resp_3", "2")])
+
+    async def main():
+        async with Talk(other.endpoint()) as talk:
+            await talk.ask("one")
+            while talk.transport.describe() != "not connected":  # noqa: ASYNC110 (no bell rings)
+                await asyncio.sleep(0)
+            return await talk.ask("two")
+
+    events = run(main())
+    assert said(events) == "2"
+    assert sent(events).connection == 2
+
+
 # what fails and goes on
 
 
@@ -430,6 +446,23 @@ def test_a_parent_that_is_gone_costs_one_full_resend(run, peer):
     assert second[-1].received_bytes == sum(len(json.dumps(frame)) for frame in answered)
     assert sent(third).previous_response_id == "resp_3"
     assert sent(third).attempt == 0
+
+
+def test_the_resend_is_full_whatever_else_may_be_held(run, peer):
+    """No older response is tried in the place of the one that is gone."""
+    other = peer([answer("resp_1", "1"), answer("resp_2", "2"), [NOT_FOUND], answer("resp_3", "3")])
+    endpoint = other.endpoint()
+    limits = dataclasses.replace(endpoint.limits, keeps_all=True)
+
+    async def main():
+        async with Talk(dataclasses.replace(endpoint, limits=limits)) as talk:
+            return [await talk.ask(prompt) for prompt in ("one", "two", "three")][-1]
+
+    assert said(run(main())) == "3"
+    *_, short, full = other.seen[0].frames
+    assert short["previous_response_id"] == "resp_2"
+    assert "previous_response_id" not in full
+    assert prompts(full) == ["one", "1", "two", "2", "three"]
 
 
 def test_a_parent_that_stays_gone_is_told(run, peer):
