@@ -33,6 +33,7 @@ TOLD = {
     "in base64": "base64.b64encode(('me:' + key).encode()).decode()",
     "in a URL": "'https://h/?' + urllib.parse.urlencode({'key': key})",
     "in JSON": "json.dumps({'key': key})",
+    "in a question": "input('Is it ' + key + '? ')",
     "in a page": "from IPython.display import HTML, display\ndisplay(HTML(f'<b>{key}</b>'))",
     "as data": "display({'application/json': {'a': [key]}, 'text/html': key}, raw=True)",
     "as an error": "raise ValueError(f'no: {key}')",
@@ -96,12 +97,12 @@ class Watched:
         self._kernel = kernel
         self.states = {}
 
-    def run(self, code):
+    def run(self, code, **more):
         def look(cell):
             self.states[f"{code[:60]} #{len(self.states)}"] = json.dumps(cell.outputs, default=str)
             return False
 
-        cell = self._kernel.run(code, when=look, do=lambda: None)
+        cell = self._kernel.run(code, when=look, do=lambda: None, **more)
         self.states[f"{code[:60]} at its end"] = json.dumps(cell.outputs, default=str)
         return cell
 
@@ -124,7 +125,7 @@ def test_a_kernel_shows_and_keeps_no_key(kernel, keyed, canary, leaks, environme
     watched.run("import logging\nlogging.basicConfig(level=logging.DEBUG)")
     watched.run(f"%agent connect {url} --key-env {VARIABLE}")
 
-    asked = watched.run("%%agent --mode auto -o said\nTell it in every way.")
+    asked = watched.run("%%agent --mode auto -o said\nTell it in every way.", answer="yes")
     failed = watched.run("%%agent\nAnd now?")
     for command in ("", "turns", "cells", "tools", "messages", "toolbox", "panel", "branch"):
         watched.run(f"%agent {command}")
@@ -142,6 +143,7 @@ def test_a_kernel_shows_and_keeps_no_key(kernel, keyed, canary, leaks, environme
     assert tools.count("completed") + tools.count("failed") >= len(TOLD)
     assert tools.count(MASK) >= len(TOLD)
     assert asked.status == "ok"
+    assert f"Is it {MASK}? " in [shown.get("text") for shown in asked.outputs]
     answers = [shown.get("text/plain", "") for shown in asked.displays]
     assert any(f"Your key is {MASK}, is it not?" in shown for shown in answers)
     assert failed.error == f"ResponseFailed: no {MASK}"
@@ -199,6 +201,10 @@ place.open_socket = open_socket""",
 )
 UNDO = "place.open_socket = opened"
 TYPED = (
+    (
+        f"holder = {{'key': os.environ['{VARIABLE}']}}\n"
+        "get_ipython().run_cell_magic('agent', '', 'What is in $`holder`?')"
+    ),
     f"get_ipython().run_cell_magic('agent', '', 'It is ' + os.environ['{VARIABLE}'])",
     f"get_ipython().run_line_magic('agent', 'connect \"' + os.environ['{VARIABLE}'] + '\"')",
     (
