@@ -76,8 +76,9 @@ class Planner:
             raise UsageError("the prompt is empty: write what you want below %%agent")
         if holds_key(prompt):
             raise UsageError(
-                "not sent: there is a key in the prompt, or what looks like one. Put it into the "
-                "environment, name its variable in its place, and take it out of this cell",
+                "not sent: the prompt, or what it hands over, holds a key or what looks like one. "
+                "Put it into the environment, name its variable in its place, and take it out of "
+                "the cell",
                 code="key_typed",
             )
         settings = self.settings.replace(**{k: v for k, v in changes.items() if v is not None})

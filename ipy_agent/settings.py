@@ -98,7 +98,7 @@ class Settings:
             if isinstance(value, str) and holds_key(value):
                 raise UsageError(
                     f"{name} holds a key, or what looks like one: put it into the environment, and "
-                    "take it out of this cell",
+                    "take it out of the cell",
                     code="key_typed",
                 )
 

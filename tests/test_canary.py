@@ -409,7 +409,7 @@ def test_a_prompt_with_a_key_is_not_sent(key, leaks, session, prompt, typed):
     value = key if typed == "known" else "hf_canary4f9aB7c2D8e1F6a3"
 
     for act in (kept.run, kept.rehearse):
-        with pytest.raises(UsageError, match="not sent: there is a key in the prompt") as refused:
+        with pytest.raises(UsageError, match="not sent: the prompt, or what it hands") as refused:
             act(prompt.format(value))
         assert refused.value.code == "key_typed"
         assert leaks({"error": f"{refused.value!r}"}) == []
@@ -518,5 +518,5 @@ def test_a_value_that_becomes_known_later_is_in_no_export(leaks, session, tmp_pa
 
     assert before == ["prompt"]
     assert leaks({name: said for name, said in artefacts.items() if name != "records"}) == []
-    with pytest.raises(UsageError, match="there is a key in the prompt"):
+    with pytest.raises(UsageError, match="holds a key"):
         kept.run(f"And {value}?")

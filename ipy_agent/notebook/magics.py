@@ -126,8 +126,9 @@ class AgentMagics(Magics):
         """Ask the agent what stands in the cell.
 
         The answer streams into the cell, and the tools that the model calls run in this kernel.
-        The prompt is sent as it is; $`name` hands over a short preview of a variable. Run again,
-        a cell replaces what it said before, and goes on from what came before it.
+        The prompt is sent as it is; $`name` hands over a short preview of a variable. One that
+        holds a key is not sent. Run again, a cell replaces what it said before, and goes on from
+        what came before it.
         """
         options = parsed(self.ask.parser, line)
         name = variable(options.output) if options.output is not None else None

@@ -26,6 +26,24 @@ def parser():
 
 
 @pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("a1b2c3d4e5f60718a1b2c3d4", "[redacted]"),
+        ("--kee=a1b2c3d4e5f60718a1b2c3d4", "[redacted]"),
+        ("--no-such-option-is-there", "--no-such-option-is-there"),
+        ("https://host/v1/a1b2c3d4e5f60718a1b2c3d4", "https://host/v1/a1b2c3d4e5f60718a1b2c3d4"),
+    ],
+)
+def test_a_word_in_the_wrong_place_that_may_be_a_key_is_not_repeated(word, shown):
+    """Of whatever kind it is; words and addresses are, so that they can be mended."""
+    with pytest.raises(UsageError) as refused:
+        parsed(MagicArgumentParser(prog="%agent"), word)
+
+    assert shown in str(refused.value)
+    assert (word in str(refused.value)) is (word == shown)
+
+
+@pytest.mark.parametrize(
     ("line", "rest"),
     [
         ("", []),
