@@ -136,6 +136,17 @@ class _Http(H11Protocol):
         self._settle()
         super().handle_websocket_upgrade(event)
 
+    def send_400_response(self, msg: str) -> None:
+        # Whoever breaks the protocol while it is answered has left: uvicorn would answer twice,
+        # and write a traceback a time into the log, which is any stranger's way to fill it.
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._outflow.pause()
