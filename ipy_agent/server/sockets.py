@@ -32,6 +32,7 @@ __all__ = ["MAX_STRANGERS", "Patience", "Strangers", "protocols"]
 
 MAX_STRANGERS = 64
 MAX_AHEAD = 16 * 2**10
+LINGER_SECONDS = 0.2
 
 
 class Patience(NamedTuple):
@@ -187,6 +188,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, patience: Patience, **more: Any) -> None:
         super().__init__(*args, **more)
         self._patience = patience
+        self._end = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -198,7 +200,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.conn.parser_exc is not None:
-            return  # it has its close frame, and is read to its end
+            self._linger()
+            return
         super().data_received(data)
         if not self.writable.is_set():
             self.transport.pause_reading()
@@ -215,15 +218,25 @@ class _WebSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def handle_parser_exception(self) -> None:
-        # Closed with more of it on its way, a frame too large would be answered by a reset, and
-        # its sender would not hear the code that says never to try again.
         closed = self.conn.close_sent
         assert closed is not None  # noqa: S101 (for the type checker: a parser that fails says so)
         self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code})
         self.transport.write(b"".join(self.conn.data_to_send()))
-        self.transport.write_eof()
         self.close_sent = True
-        self.close_timer = self.loop.call_later(self._patience.head, self.transport.abort)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close when nothing has come for a moment.
+
+        Closed with more of a frame on its way, its sender would hear a reset, and not the code
+        that says never to send it again.
+        """
+        if self.close_timer is None:
+            self._end = self.loop.time() + self._patience.head
+        else:
+            self.close_timer.cancel()
+        moment = min(self._end, self.loop.time() + LINGER_SECONDS)
+        self.close_timer = self.loop.call_at(moment, self.transport.close)
 
     def handle_cont(self, event: Any) -> None:
         # Kept as one: a million fragments of a byte, or of none, weigh no more than their bytes.
