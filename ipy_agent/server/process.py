@@ -37,8 +37,6 @@ __all__ = ["Server", "serve", "server_token"]
 
 HOST = "127.0.0.1"
 MAX_FRAME = 16 * 2**20
-PING_SECONDS = 20.0
-PONG_SECONDS = 60.0
 GRACE_SECONDS = 1
 PATIENCE = Patience()
 TOKEN_VARIABLE = "IPY_AGENT_SERVER_TOKEN"  # noqa: S105 (its name)
@@ -146,8 +144,6 @@ class Server(uvicorn.Server):
                 self.gate,
                 **protocols(patience, Strangers()),
                 ws_max_size=MAX_FRAME,
-                ws_ping_interval=PING_SECONDS,
-                ws_ping_timeout=PONG_SECONDS,
                 ws_per_message_deflate=False,
                 lifespan="off",
                 loop="asyncio",

@@ -36,11 +36,16 @@ LINGER_SECONDS = 0.2
 
 
 class Patience(NamedTuple):
-    """The seconds for which a peer is waited for: its head, its body, its taking a byte."""
+    """The seconds for which a peer is waited for: its head, its body, its taking a byte.
+
+    A WebSocket that says nothing is asked for a `pong` from time to time.
+    """
 
     head: float = 10.0
     body: float = 30.0
     taking: float = 30.0
+    ping: float = 20.0
+    pong: float = 60.0
 
 
 class Strangers:
@@ -71,6 +76,8 @@ def protocols(patience: Patience, strangers: Strangers) -> dict[str, Any]:
     return {
         "http": functools.partial(_Http, patience=patience, strangers=strangers),
         "ws": functools.partial(_WebSocket, patience=patience),
+        "ws_ping_interval": patience.ping,
+        "ws_ping_timeout": patience.pong,
     }
 
 
@@ -110,7 +117,7 @@ class _Http(H11Protocol):
         self._limits = {h11.IDLE: patience.head, h11.SEND_BODY: patience.body}
         self._taking = patience.taking
         self._strangers = strangers
-        self._owed: tuple[Any, Any] = (None, None)
+        self._owed: tuple[Any, Any, Any] = (None, None, None)
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -158,13 +165,15 @@ class _Http(H11Protocol):
 
     def _count(self) -> None:
         """Begin to count the time of what is owed now, unless it is being counted."""
-        state, scope = self.conn.their_state, self.scope
-        if state is self._owed[0] and scope is self._owed[1]:
+        answered = self.cycle is None or self.cycle.response_complete
+        owed = self.conn.their_state, self.scope, answered
+        if all(now is before for now, before in zip(owed, self._owed, strict=True)):
             return
         self._settle()
-        self._owed = state, scope
-        if seconds := self._limits.get(state):
-            self._strangers.enter(self.transport)
+        self._owed = owed
+        if seconds := self._limits.get(self.conn.their_state):
+            if answered:
+                self._strangers.enter(self.transport)
             self._timer = self.loop.call_later(seconds, self.transport.abort)
 
     def _settle(self) -> None:
