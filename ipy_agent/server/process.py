@@ -38,8 +38,6 @@ __all__ = ["TOKEN_VARIABLE", "Server", "serve", "server_token"]
 
 HOST = "127.0.0.1"
 MAX_FRAME = 16 * 2**20
-PING_SECONDS = 20.0
-PONG_SECONDS = 60.0
 GRACE_SECONDS = 1
 PATIENCE = Patience()
 
@@ -146,8 +144,6 @@ class Server(uvicorn.Server):
                 self.gate,
                 **protocols(patience, Strangers()),
                 ws_max_size=MAX_FRAME,
-                ws_ping_interval=PING_SECONDS,
-                ws_ping_timeout=PONG_SECONDS,
                 ws_per_message_deflate=False,
                 lifespan="off",
                 loop="asyncio",

@@ -32,14 +32,20 @@ __all__ = ["MAX_STRANGERS", "Patience", "Strangers", "protocols"]
 
 MAX_STRANGERS = 64
 MAX_AHEAD = 16 * 2**10
+LINGER_SECONDS = 0.2
 
 
 class Patience(NamedTuple):
-    """The seconds for which a peer is waited for: its head, its body, its taking a byte."""
+    """The seconds for which a peer is waited for: its head, its body, its taking a byte.
+
+    A WebSocket that says nothing is asked for a `pong` from time to time.
+    """
 
     head: float = 10.0
     body: float = 30.0
     taking: float = 30.0
+    ping: float = 20.0
+    pong: float = 60.0
 
 
 class Strangers:
@@ -70,6 +76,8 @@ def protocols(patience: Patience, strangers: Strangers) -> dict[str, Any]:
     return {
         "http": functools.partial(_Http, patience=patience, strangers=strangers),
         "ws": functools.partial(_WebSocket, patience=patience),
+        "ws_ping_interval": patience.ping,
+        "ws_ping_timeout": patience.pong,
     }
 
 
@@ -109,7 +117,7 @@ class _Http(H11Protocol):
         self._limits = {h11.IDLE: patience.head, h11.SEND_BODY: patience.body}
         self._taking = patience.taking
         self._strangers = strangers
-        self._owed: tuple[Any, Any] = (None, None)
+        self._owed: tuple[Any, Any, Any] = (None, None, None)
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -136,6 +144,17 @@ class _Http(H11Protocol):
         self._settle()
         super().handle_websocket_upgrade(event)
 
+    def send_400_response(self, msg: str) -> None:
+        # Whoever breaks the protocol while it is answered has left: uvicorn would answer twice,
+        # and write a traceback a time into the log, which is any stranger's way to fill it.
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._outflow.pause()
@@ -146,13 +165,15 @@ class _Http(H11Protocol):
 
     def _count(self) -> None:
         """Begin to count the time of what is owed now, unless it is being counted."""
-        state, scope = self.conn.their_state, self.scope
-        if state is self._owed[0] and scope is self._owed[1]:
+        answered = self.cycle is None or self.cycle.response_complete
+        owed = self.conn.their_state, self.scope, answered
+        if all(now is before for now, before in zip(owed, self._owed, strict=True)):
             return
         self._settle()
-        self._owed = state, scope
-        if seconds := self._limits.get(state):
-            self._strangers.enter(self.transport)
+        self._owed = owed
+        if seconds := self._limits.get(self.conn.their_state):
+            if answered:
+                self._strangers.enter(self.transport)
             self._timer = self.loop.call_later(seconds, self.transport.abort)
 
     def _settle(self) -> None:
@@ -176,6 +197,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, patience: Patience, **more: Any) -> None:
         super().__init__(*args, **more)
         self._patience = patience
+        self._end = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -187,7 +209,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.conn.parser_exc is not None:
-            return  # it has its close frame, and is read to its end
+            self._linger()
+            return
         super().data_received(data)
         if not self.writable.is_set():
             self.transport.pause_reading()
@@ -204,15 +227,25 @@ class _WebSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def handle_parser_exception(self) -> None:
-        # Closed with more of it on its way, a frame too large would be answered by a reset, and
-        # its sender would not hear the code that says never to try again.
         closed = self.conn.close_sent
         assert closed is not None  # noqa: S101 (for the type checker: a parser that fails says so)
         self.queue.put_nowait({"type": "websocket.disconnect", "code": closed.code})
         self.transport.write(b"".join(self.conn.data_to_send()))
-        self.transport.write_eof()
         self.close_sent = True
-        self.close_timer = self.loop.call_later(self._patience.head, self.transport.abort)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close when nothing has come for a moment.
+
+        Closed with more of a frame on its way, its sender would hear a reset, and not the code
+        that says never to send it again.
+        """
+        if self.close_timer is None:
+            self._end = self.loop.time() + self._patience.head
+        else:
+            self.close_timer.cancel()
+        moment = min(self._end, self.loop.time() + LINGER_SECONDS)
+        self.close_timer = self.loop.call_at(moment, self.transport.close)
 
     def handle_cont(self, event: Any) -> None:
         # Kept as one: a million fragments of a byte, or of none, weigh no more than their bytes.

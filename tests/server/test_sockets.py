@@ -346,6 +346,63 @@ def test_who_takes_little_is_not_cut_off(listening):
     assert within(main()) > len(text)
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_who_answers_no_ping_has_vanished(listening, answers):
+    """Without a word from the other machine, a ping that is not answered says that it is gone."""
+    engine = Talking(0)
+    patience = Patience(head=LONG, body=LONG, taking=LONG, ping=SHORT, pong=SHORT)
+
+    async def main():
+        async with listening(engine, patience=patience) as served, calling(served) as call:
+            reader, writer = call
+            writer.write(head(served, "GET /v1/responses", UPGRADE))
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            writer.write(masked(1, ASK.encode()))
+            pings = 0
+            while pings < 5:
+                opcode, payload = await heard(reader)
+                if opcode == 8:
+                    return await engine.gone(), int.from_bytes(payload[:2])
+                pings += opcode == 9
+                if opcode == 9 and answers:
+                    writer.write(masked(10, payload))
+            return engine.stopped.is_set(), pings
+
+    assert within(main()) == ((False, 5) if answers else (True, 1011))
+
+
+def test_a_websocket_owes_no_more_heads(listening):
+    """It may be silent for longer than a head may take."""
+
+    async def main():
+        async with (
+            listening(ScriptedEngine(), patience=HASTY) as served,
+            served.connect() as client,
+        ):
+            async with calling(served) as (reader, _):
+                await end(reader)  # its time was up later than the WebSocket's would have been
+            await client.send(ASK)
+            return json.loads(await client.recv())["type"]
+
+    assert within(main()) == "response.created"
+
+
+def test_a_body_on_its_way_is_no_strangers(listening):
+    """Who may ask is not pushed out while the rest of its request is still to come."""
+
+    async def main():
+        async with listening(ScriptedEngine(), patience=PATIENT) as served, calling(served) as call:
+            reader, writer = call
+            writer.write(post(served, len(BODY)) + BODY[:5])
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(MAX_STRANGERS * 2):
+                    await stack.enter_async_context(calling(served))
+                writer.write(BODY[5:])
+                return await answered(reader)
+
+    assert within(main()) == 200
+
+
 ENDS = ["close", "reset", "half", "goodbye"]
 
 
