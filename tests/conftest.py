@@ -184,18 +184,18 @@ def peer():
 
 @pytest.fixture
 def served(monkeypatch):
-    """Return a function that serves a script by the embedded server and returns its endpoint."""
+    """Return a function that serves a script, or an engine, and returns its endpoint."""
     from ipy_agent.server.process import Server
     from ipy_agent.server.scripted import ScriptedEngine
 
     monkeypatch.setenv(KEY_VARIABLE, "a-token-of-the-tests")
     running = []
 
-    def start(script=(), **options):
+    def start(script=(), *, engine=None, **options):
         listener = socket.create_server(("127.0.0.1", 0))
         ready = threading.Event()
         server = Server(
-            ScriptedEngine(script),
+            engine or ScriptedEngine(script),
             listener,
             token="a-token-of-the-tests",
             ready=ready.set,
