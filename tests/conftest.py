@@ -191,7 +191,7 @@ def peer():
 
 @pytest.fixture
 def served(monkeypatch):
-    """Return a function that serves a script by the embedded server and returns its endpoint."""
+    """Return a function that serves a script, or an engine, and returns its endpoint."""
     from ipy_agent.server.process import Server, _listener
     from ipy_agent.server.scripted import ScriptedEngine
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from ipy_agent.agent.approval import Allowances, Question, Reply, Verdict, question, verdict
-from ipy_agent.agent.schemas import told_of
+from ipy_agent.agent.reprs import told_of
 from ipy_agent.agent.tools import BadArguments, Result, Tool, result_of
 from ipy_agent.coroutines import settled
 from ipy_agent.endpoints import Endpoint

@@ -18,9 +18,10 @@ from typing import Any
 
 import msgspec
 
+from ipy_agent.agent.reprs import told_of
 from ipy_agent.errors import UsageError
 
-__all__ = ["Misfit", "Shape", "decoded", "schema_of", "shape_of", "told_of"]
+__all__ = ["Misfit", "Shape", "decoded", "schema_of", "shape_of"]
 
 Schema = dict[str, Any]
 
@@ -171,15 +172,6 @@ def decoded(said: str | bytes, kind: Any) -> Any:
         raise Misfit(_line(str(error))) from None
     except Exception as error:  # noqa: BLE001 (a user's dataclass may raise anything)
         raise Misfit(_line(told_of(error))) from None
-
-
-def told_of(error: BaseException) -> str:
-    """Return an exception's class and text, whatever its class makes of that."""
-    try:
-        said = str(error)
-    except Exception:  # noqa: BLE001 (a user's `__str__` may raise anything)
-        said = ""
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _line(text: str) -> str:

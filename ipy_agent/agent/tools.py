@@ -15,10 +15,12 @@ import inspect
 import numbers
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import msgspec
 
+from ipy_agent.agent.arguments import check_size, check_strictly
+from ipy_agent.agent.reprs import in_time, is_small, repr_of
 from ipy_agent.agent.schemas import Misfit, decoded, schema_of
 from ipy_agent.errors import ToolError
 from ipy_agent.protocol.items import Item, image
@@ -26,6 +28,7 @@ from ipy_agent.protocol.items import Item, image
 __all__ = ["TOOLS", "BadArguments", "Result", "Tool", "bounded", "tool"]
 
 Function = Callable[..., Any]
+KEPT = 1_000_000
 
 
 class BadArguments(ValueError):
@@ -36,7 +39,8 @@ class Result(msgspec.Struct, frozen=True):
     """What a tool says to the model when a plain value does not do.
 
     `pictures` are PNG data URLs. `failed` marks a call that ran and went wrong. The text can
-    always be sent: half a surrogate pair in it becomes a question mark.
+    always be sent and kept: half a surrogate pair in it becomes a question mark, and of more than
+    a million characters the middle is left out.
     """
 
     text: str
@@ -44,8 +48,9 @@ class Result(msgspec.Struct, frozen=True):
     failed: bool = False
 
     def __post_init__(self) -> None:
-        whole = str(self.text).encode("utf-8", "replace").decode()
-        msgspec.structs.force_setattr(self, "text", whole)
+        whole = bounded(str(self.text), KEPT)
+        sound = whole.encode("utf-8", "replace").decode()
+        msgspec.structs.force_setattr(self, "text", sound)
 
     def output(self, limit: int, *, images: bool) -> str | list[Item]:
         """Return the output for the model: a bounded text, with the pictures if it takes any."""
@@ -82,11 +87,13 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
         """Return the call's keyword arguments, checked and converted; of a custom tool the text.
 
         Raises:
-            BadArguments: they are not JSON, or do not fit.
+            BadArguments: they are not JSON, do not mean one thing only, or do not fit.
         """
-        if self.custom:
-            return dict.fromkeys(self.shape.__struct_fields__, arguments)
         try:
+            if self.custom:
+                check_size(arguments)
+                return dict.fromkeys(self.shape.__struct_fields__, arguments)
+            check_strictly(arguments)
             bound = decoded(arguments or "{}", self.shape)
         except Misfit as misfit:
             raise BadArguments(f"{self.name}: bad arguments: {misfit}") from None
@@ -222,22 +229,20 @@ def bounded(text: str, limit: int) -> str:
 
 def result_of(value: Any) -> Result:
     """Return what a tool's value says to the model: text as it is, else JSON, else its repr."""
-    if isinstance(value, Result):
-        return value
-    if isinstance(value, str):
-        return Result(value)
+    kind = type(value)  # a value may lie about its class
+    if issubclass(kind, Result):
+        return cast("Result", value)
+    if issubclass(kind, str):
+        return Result(str.__str__(value))
     try:
-        return Result(msgspec.json.encode(value, enc_hook=_number).decode())
-    except Exception:  # noqa: BLE001 (what cannot be JSON has a repr)
-        return Result(repr_of(value))
-
-
-def repr_of(value: Any) -> str:
-    """Return a value's repr, whatever its class makes of that."""
-    try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001 (a user's `__repr__` may raise anything)
-        return f"<{type(value).__name__} whose repr failed: {type(error).__name__}>"
+        with in_time():
+            if is_small(value):
+                return Result(msgspec.json.encode(value, enc_hook=_number).decode())
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001, S110 (what cannot be JSON has a repr)
+        pass
+    return Result(repr_of(value))
 
 
 def _number(value: Any) -> float:

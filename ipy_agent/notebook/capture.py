@@ -6,6 +6,7 @@ user allowed the code, so it is shown as the code made it.
 Rule 1: what the code cleared is neither told nor shown, and nothing else is ever cleared.
 Rule 2: a question to the user is not held back.
 Rule 3: whatever is shown from here is redacted; what the model is told is redacted as an output.
+Rule 4: however much it is, memory is bounded: head and tail are kept, as `rings` does.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from io import StringIO
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
-from IPython.core.displaypub import CapturingDisplayPublisher
+from IPython.core.formatters import DisplayFormatter
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import RichOutput, capture_output
 
 from ipy_agent.agent.redaction import cleaned
+from ipy_agent.agent.tools import bounded
 from ipy_agent.notebook.preview import looks
+from ipy_agent.notebook.rings import CHARACTERS, Displays, Noted, Ring
 from ipy_agent.notebook.substitutes import replaced
 from ipy_agent.secrets import learn, redacted
 
 __all__ = ["Capture", "captured"]
 
 TRACEBACK_LINES = 12
+TRACEBACKS = 20
 PICTURES = 4
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -47,47 +50,56 @@ _KINDS = {
 
 
 class Capture:
-    """What came of a run of code so far.
+    """What came of a run of code so far, in a bounded memory.
 
-    Args:
+    Attributes:
         streams: what it prints and warns of.
         shown: what it displays, as IPython notes it.
         raised: the tracebacks, as text.
     """
 
-    def __init__(
-        self, streams: tuple[StringIO, StringIO], shown: list[dict[str, Any]], raised: list[str]
-    ) -> None:
-        self._streams = streams
-        self._shown = shown
-        self._raised = raised
-        self._cleared = (0, 0, 0)
+    def __init__(self) -> None:
+        self.streams = (Ring(), Ring())
+        self.shown = Displays()
+        self.raised: list[str] = []
+        self._before: tuple[list[str], list[Noted]] | None = None
 
     def clear(self, wait: bool = False) -> None:
         """Forget what came so far; with `wait` once something else comes."""
-        self._settle()
-        self._cleared = self._sizes()
-        if not wait:
-            self._forget()
+        self._before = self._came() if wait else None
+        for stream in self.streams:
+            stream.clear()
+        self.shown.clear()
+
+    def publish(
+        self,
+        data: dict[str, Any],
+        metadata: dict[str, Any] | None = None,
+        source: object = None,  # noqa: ARG002 (as a publisher of displays is called)
+        *,
+        transient: dict[str, Any] | None = None,
+        update: bool = False,
+    ) -> None:
+        """Take in a display."""
+        self.shown.append(
+            {"data": data, "metadata": metadata, "transient": transient, "update": update}
+        )
 
     def texts(self, *, raised: bool = True) -> list[str]:
         """Return all that came as text, with or without what was raised."""
-        self._settle()
-        parts = [stream.getvalue() for stream in self._streams]
-        parts += map(_text, self._outputs())
-        parts += self._raised if raised else []
+        printed, shown = self._came()
+        parts = [*printed, *(bounded(_text(RichOutput(**noted)), CHARACTERS) for noted in shown)]
+        parts += self.raised if raised else []
         plain = (_ANSI.sub("", part).strip("\n") for part in parts)
         return [part for part in plain if part.strip()]
 
     def pictures(self) -> list[str]:
         """Return the first pictures as PNG data URLs."""
-        self._settle()
         found = [one.data["image/png"] for one in self._outputs() if "image/png" in one.data]
         return [f"data:image/png;base64,{_one_line(png)}" for png in found[:PICTURES]]
 
     def display(self) -> None:
         """Show the user what is more than text, in its order."""
-        self._settle()
         learn()  # what ran may have brought secrets into the environment
         for output in self._outputs():
             if _is_rich(output):
@@ -95,51 +107,43 @@ class Capture:
                 output.display()
 
     def _outputs(self) -> list[RichOutput]:
-        return [RichOutput(**noted) for noted in self._shown]
+        return [RichOutput(**noted) for noted in self._came()[1]]
 
-    def _settle(self) -> None:
-        """Forget what was to be cleared once something else comes, if that came."""
-        if self._sizes() != self._cleared:
-            self._forget()
-
-    def _forget(self) -> None:
-        for stream, cleared in zip(self._streams, self._cleared, strict=False):
-            rest = stream.getvalue()[cleared:]
-            stream.seek(0)
-            stream.truncate()
-            stream.write(rest)
-        del self._shown[: self._cleared[-1]]
-        self._cleared = (0, 0, 0)
-
-    def _sizes(self) -> tuple[int, int, int]:
-        printed, warned = self._streams
-        return printed.tell(), warned.tell(), len(self._shown)
+    def _came(self) -> tuple[list[str], list[Noted]]:
+        """Return what was printed and what was shown; what is to be cleared, if nothing is new."""
+        is_new = self.shown.noted or any(stream.written for stream in self.streams)
+        if self._before is not None and not is_new:
+            return self._before
+        return [stream.getvalue() for stream in self.streams], list(self.shown)
 
 
 @contextlib.contextmanager
 def captured(shell: InteractiveShell) -> Iterator[Capture]:
     """Capture what code within this context prints, shows and raises."""
-    with _asked_on_screen(), _tracebacks(shell) as raised, capture_output():
-        streams = cast("tuple[StringIO, StringIO]", (sys.stdout, sys.stderr))
-        publisher = cast("CapturingDisplayPublisher", shell.display_pub)
-        shown: list[dict[str, Any]] = publisher.outputs
-        capture = Capture(streams, shown, raised)
-        with replaced(publisher, clear_output=capture.clear):
-            sys.displayhook = _tables_as_text(sys.displayhook, shown)
+    capture = Capture()
+    with _asked_on_screen(), _tracebacks(shell, capture.raised), capture_output():
+        # What IPython captures with would keep all of it.
+        sys.stdout, sys.stderr = cast("tuple[TextIO, TextIO]", capture.streams)
+        with replaced(
+            shell.display_pub,
+            publish=capture.publish,
+            clear_output=capture.clear,
+        ):
+            sys.displayhook = _noting(shell, capture.shown)
             yield capture
 
 
 @contextlib.contextmanager
-def _tracebacks(shell: InteractiveShell) -> Iterator[list[str]]:
+def _tracebacks(shell: InteractiveShell, raised: list[str]) -> Iterator[None]:
     """Collect tracebacks as text; a kernel would publish them past any capture."""
-    raised: list[str] = []
 
     def collect(_type: Any, _value: Any, lines: list[str]) -> None:
         plain = _ANSI.sub("", "\n".join(lines)).splitlines()
-        raised.append("\n".join(plain[-TRACEBACK_LINES:]))
+        if len(raised) < TRACEBACKS:
+            raised.append(bounded("\n".join(plain[-TRACEBACK_LINES:]), CHARACTERS))
 
     with replaced(shell, _showtraceback=collect):  # IPython has no other way in
-        yield raised
+        yield
 
 
 @contextlib.contextmanager
@@ -155,19 +159,19 @@ def _asked_on_screen() -> Iterator[None]:
         yield
 
 
-def _tables_as_text(
-    hook: Callable[[Any], Any], shown: list[dict[str, Any]]
-) -> Callable[[Any], None]:
-    """Return a display hook that keeps of a table what the model is told, and shows no more.
+def _noting(shell: InteractiveShell, shown: Displays) -> Callable[[Any], None]:
+    """Return a display hook that notes a value; of a table what the model is told, and no more.
 
     A table that the user is to see is displayed.
     """
 
     def take(value: Any) -> None:
-        hook(value)
+        if value is None:
+            return
+        data, metadata = cast("DisplayFormatter", shell.display_formatter).format(value)
         if id(type(value)) in looks():
-            data = shown[-1]["data"]
-            shown[-1]["data"] = {kind: data[kind] for kind in data if kind == "text/plain"}
+            data = {kind: data[kind] for kind in data if kind == "text/plain"}
+        shown.append({"data": data, "metadata": metadata})
 
     return take
 

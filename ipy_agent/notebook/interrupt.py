@@ -2,7 +2,8 @@
 
 While a run waits, SIGINT only asks it to stop, so that what is under way ends in order;
 around a tool it raises a KeyboardInterrupt, as Python does, and asks the run as well, in case the
-tool lives through it. When the run is over it is only noted, until the cell shows how it ended.
+tool lives through it. When the run is over it is only noted, until the cell shows how it ended, and
+then it is too late: a kernel that is interrupted while it tells that a cell ended never tells.
 """
 
 from __future__ import annotations
@@ -13,9 +14,18 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from IPython.core.getipython import get_ipython
+
 from ipy_agent.errors import Interrupted
 
-__all__ = ["Gate", "Interrupts", "interrupts_call", "interrupts_go_to", "interrupts_raise"]
+__all__ = [
+    "Gate",
+    "Interrupts",
+    "interrupts_call",
+    "interrupts_come_too_late",
+    "interrupts_go_to",
+    "interrupts_raise",
+]
 
 PATIENCE = 5
 """At which press an interrupt raises all the same while a cell is closed: something may hang."""
@@ -124,3 +134,22 @@ def interrupts_go_to(handler: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interrupts_come_too_late(result: Any) -> None:
+    """Take note that a cell's code is over: an interrupt does nothing until the kernel rests.
+
+    For `post_run_cell`. ipykernel has Python's own handler while it sends the end of a cell; the
+    reply would be lost, and a front end wait for it for ever. When the kernel rests it sets its
+    own handler again. It holds for the cell as the front end sent it, not for one that code runs.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    cell = getattr(getattr(result, "info", None), "raw_cell", None)
+    if (
+        kernel is not None
+        and str(cell).startswith("%%agent")
+        and kernel.get_parent().get("content", {}).get("code") == cell
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):
+        signal.signal(signal.SIGINT, lambda *_: None)

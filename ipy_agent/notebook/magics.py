@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -25,6 +25,7 @@ from ipy_agent.errors import UsageError
 from ipy_agent.notebook.cells import Cells
 from ipy_agent.notebook.commands import COMMANDS, LINE
 from ipy_agent.notebook.context import handed_over, told
+from ipy_agent.notebook.interrupt import interrupts_come_too_late
 from ipy_agent.notebook.kernel import kernel_tools
 from ipy_agent.notebook.options import parsed, pictures_of, shape_named, variable
 from ipy_agent.notebook.rehearsal import bundle
@@ -259,6 +260,7 @@ def load(shell: InteractiveShell) -> None:
     except TraitError as error:
         unload(shell)
         raise UsageError(f"in the configuration of AgentMagics: {error}") from None
+    shell.events.register("post_run_cell", interrupts_come_too_late)
     for tool in kernel_tools(shell):
         TOOLS[tool.name] = tool
 
@@ -271,6 +273,8 @@ def unload(shell: InteractiveShell) -> None:
     shell.configurables[:] = [
         one for one in shell.configurables if not isinstance(one, AgentMagics)
     ]
+    with suppress(ValueError):  # it was not loaded
+        shell.events.unregister("post_run_cell", interrupts_come_too_late)
     for tool in kernel_tools(shell):
         TOOLS.pop(tool.name, None)
     if "ipy_agent.sessions" in sys.modules:

@@ -550,7 +550,7 @@ LOOP.append(LOOP)
         (pd.Series([1, 2]), repr(pd.Series([1, 2]))),
         (Unsayable(), "<Unsayable whose repr failed: RuntimeError>"),
         (Endless(), "<Endless whose repr failed: RecursionError>"),
-        (LOOP, "[[...]]"),
+        (LOOP, "list of 1: [[[[[[...]]]]]]"),
         ("a\ud800b", "a?b"),
         (["\ud800"], "['\\ud800']"),
     ],

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 
+import IPython.display
 import pandas as pd
 import pytest
 from IPython.core.async_helpers import get_asyncio_loop
@@ -363,3 +364,38 @@ def test_code_does_not_wait_for_ever(tools, monkeypatch):
 
     assert result.failed
     assert "still running" in result.text
+
+
+FLOODS = {
+    "print": ("for _ in range(100): print('x' * 10**6)", "x" * 1_000),
+    "a million small writes": ("import sys\nfor _ in range(10**6): sys.stdout.write('ab')", "abab"),
+    "warnings": ("import sys\nprint('e' * 10**8, file=sys.stderr)", "e" * 1_000),
+    "a value": ("'v' * 10**8", "'vvvv"),
+    "displays": ("for n in range(10_000): display(n)", "0\n1\n2\n"),
+    "an exception": ("raise ValueError('z' * 10**8)", "z" * 1_000),
+}
+
+
+@pytest.mark.parametrize(("code", "begins"), FLOODS.values(), ids=FLOODS)
+def test_a_flood_of_output_is_head_and_tail(shell, tools, code, begins):
+    """However it is made, what is told is bounded, and the next call works."""
+    shell.user_ns["display"] = IPython.display.display
+
+    with shown_by(shell) as shown:
+        told = tools["python"](code=code).text
+
+    assert begins in told[:2_000]
+    assert "left out" in told
+    assert len(told) < 500_000
+    assert len(shown) <= 100
+    assert tools["python"](code="1 + 1").text == "2"
+
+
+def test_a_thread_that_goes_on_printing_holds_little(shell, tools):
+    """What it got hold of while the code ran stays bounded when the code is over."""
+    code = "import sys\nkept = sys.stdout\nprint('begins')"
+
+    assert tools["python"](code=code).text.startswith("begins")
+    for _ in range(1_000):
+        shell.user_ns["kept"].write("x" * 10_000)
+    assert len(shell.user_ns["kept"].getvalue()) < 250_000
