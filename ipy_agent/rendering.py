@@ -27,6 +27,7 @@ from ipy_agent.colours import ANSI, CSS, pieces
 if TYPE_CHECKING:
     import nh3
     from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock
     from markdown_it.rules_core import StateCore
     from markdown_it.token import Token
 
@@ -46,6 +47,9 @@ __all__ = [
 
 LIMIT = 100_000
 """How many characters of one text are rendered as Markdown; of the rest its length is told."""
+
+DEPTH = 16
+"""How deeply quotes and lists may stand in each other; a list counts twice."""
 
 _NO_MATH = "mathjax_ignore tex2jax_ignore"
 _ANSI = re.compile(
@@ -259,10 +263,26 @@ def _framed(body: str, length: int) -> str:
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt  # noqa: PLC0415 (not when the extension is loaded)
 
-    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "maxNesting": 50})
+    options = {"html": False, "linkify": False, "maxNesting": DEPTH + 2}
+    parser = MarkdownIt("commonmark", options)
     parser.enable(["table", "strikethrough"]).disable(["image", "reference"])
+    parser.block.ruler.before("table", "depth", _end_nesting)
     parser.core.ruler.push("places", _show_places)
     return parser
+
+
+def _end_nesting(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Take what is nested too deeply as it was written: the parser would leave it out."""
+    if silent or state.level < DEPTH:
+        return False
+    line = start + 1
+    while line < end and (state.isEmpty(line) or not 0 <= state.sCount[line] < state.blkIndent):
+        line += 1
+    token = state.push("code_block", "code", 0)
+    token.content = state.getLines(start, line, state.blkIndent, keepLastLF=False) + "\n"
+    token.map = [start, line]
+    state.line = line
+    return True
 
 
 @functools.cache
@@ -282,6 +302,7 @@ def _cleaner() -> nh3.Cleaner:
 
 _PRE = "border-left:3px solid #8886;padding:2px 10px;white-space:pre-wrap"
 _SCHEMES = {"http", "https", "mailto"}
+_ADDRESS = re.compile(r"https?://[^/\\]|mailto:", re.IGNORECASE)
 _ATTRIBUTES = {"*": set(), "a": {"href"}, "ol": {"start"}, "td": {"style"}, "th": {"style"}}
 _TAGS = set(
     "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre s strong "  # noqa: SIM905
@@ -290,10 +311,8 @@ _TAGS = set(
 
 
 def _kept(_tag: str, attribute: str, value: str) -> str | None:
-    """Drop addresses without a scheme: in a notebook they would lead into Jupyter itself."""
-    if attribute == "href" and value.partition(":")[0].lower() not in _SCHEMES:
-        return None
-    return value
+    """Drop addresses without a host: in a notebook they would lead into Jupyter itself."""
+    return value if attribute != "href" or _ADDRESS.match(value) else None
 
 
 def _show_places(state: StateCore) -> None:
