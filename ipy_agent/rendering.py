@@ -48,7 +48,7 @@ __all__ = [
 LIMIT = 100_000
 """How many characters of one text are rendered as Markdown; of the rest its length is told."""
 
-DEPTH = 16
+DEPTH = 12
 """How deeply quotes and lists may stand in each other; a list counts twice."""
 
 _NO_MATH = "mathjax_ignore tex2jax_ignore"
@@ -293,14 +293,20 @@ def _cleaner() -> nh3.Cleaner:
         tags=_TAGS,
         attributes=_ATTRIBUTES,
         attribute_filter=_kept,
-        filter_style_properties={"text-align", "border-left", "padding", "white-space"},
+        filter_style_properties=_STYLES,
         url_schemes=_SCHEMES,
         link_rel="noopener noreferrer",
-        set_tag_attribute_values={"a": {"target": "_blank"}, "pre": {"style": _PRE}},
+        set_tag_attribute_values={
+            "a": {"target": "_blank"},
+            "blockquote": {"style": _QUOTE},
+            "pre": {"style": _PRE},
+        },
     )
 
 
 _PRE = "border-left:3px solid #8886;padding:2px 10px;white-space:pre-wrap"
+_QUOTE = "margin:8px 0 8px 8px;padding:0 0 0 8px"  # quotes in each other leave room for words
+_STYLES = {"text-align", "border-left", "margin", "padding", "white-space"}
 _SCHEMES = {"http", "https", "mailto"}
 _ADDRESS = re.compile(r"https?://[^/\\]|mailto:", re.IGNORECASE)
 _ATTRIBUTES = {"*": set(), "a": {"href"}, "ol": {"start"}, "td": {"style"}, "th": {"style"}}

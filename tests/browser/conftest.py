@@ -234,16 +234,22 @@ def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
 
 
 @pytest.fixture
-def notebook(page, jupyter, serve, request):
+def opened(page, jupyter):
+    """Return a function that opens a notebook in a front end."""
+    return lambda app, name: Notebook(page, jupyter, app, name)
+
+
+@pytest.fixture
+def notebook(opened, jupyter, serve, request):
     """Return a function that opens a notebook whose first cell connects to a script's server."""
 
     def show(app: str, script, *cells: str) -> Notebook:
         name = f"{request.node.originalname.removeprefix('test_')[:40]}-{app}.ipynb"
         connect = f"%load_ext ipy_agent\n%agent connect {serve(script)} --key-env TEST_TOKEN"
         jupyter.write(name, connect, *cells)
-        opened = Notebook(page, jupyter, app, name)
-        opened.run(0)
-        return opened
+        shown = opened(app, name)
+        shown.run(0)
+        return shown
 
     return show
 
