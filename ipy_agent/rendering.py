@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 __all__ = [
+    "NO_MATH",
     "Growing",
     "code",
     "coloured",
@@ -51,7 +52,9 @@ LIMIT = 100_000
 DEPTH = 12
 """How deeply quotes and lists may stand in each other; a list counts twice."""
 
-_NO_MATH = "mathjax_ignore tex2jax_ignore"
+NO_MATH = "mathjax_ignore tex2jax_ignore"
+"""The classes of an element in which no page looks for formulas: one may be a link to anywhere."""
+
 _ANSI = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
     r"|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links and other strings
@@ -156,7 +159,7 @@ def source(name: str, arguments: str) -> tuple[str, str]:
 
 def fold(summary: str, body_html: str, *, open: bool = False) -> str:  # noqa: A002 (as in HTML)
     """Return HTML that shows a summary and, unfolded, a body that is already safe HTML."""
-    state = f'class="{_NO_MATH}"{" open" if open else ""}'
+    state = f'class="{NO_MATH}"{" open" if open else ""}'
     inner = f'<div style="margin-left:16px">{body_html}</div>'
     return f"<details {state}><summary>{escape(summary)}</summary>{inner}</details>"
 
@@ -256,7 +259,7 @@ def _framed(body: str, length: int) -> str:
     """Keep the page's MathJax out, and tell of what was left out."""
     rest = length - LIMIT
     end = f"<p><em>… and {rest:,} more characters</em></p>" if rest > 0 else ""
-    return f'<div class="{_NO_MATH}">{body}{end}</div>'
+    return f'<div class="{NO_MATH}">{body}{end}</div>'
 
 
 @functools.cache

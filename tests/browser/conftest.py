@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,7 +262,10 @@ def _address(process: subprocess.Popen[bytes], runtime: Path) -> str:
     for _ in range(SECONDS * 10):
         if file.exists():
             url = json.loads(file.read_text("utf-8"))["url"]
-            with urllib.request.urlopen(f"{url}api?token={TOKEN}", timeout=SECONDS):
+            with (
+                contextlib.suppress(urllib.error.URLError),  # the file may be there before it is
+                urllib.request.urlopen(f"{url}api?token={TOKEN}", timeout=SECONDS),
+            ):
                 return url
         assert process.poll() is None, "jupyter ended before it was ready"
         waiting.wait(0.1)
