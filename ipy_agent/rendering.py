@@ -28,10 +28,12 @@ from ipy_agent.secrets import redacted
 if TYPE_CHECKING:
     import nh3
     from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock
     from markdown_it.rules_core import StateCore
     from markdown_it.token import Token
 
 __all__ = [
+    "NO_MATH",
     "Growing",
     "code",
     "coloured",
@@ -48,7 +50,12 @@ __all__ = [
 LIMIT = 100_000
 """How many characters of one text are rendered as Markdown; of the rest its length is told."""
 
-_NO_MATH = "mathjax_ignore tex2jax_ignore"
+DEPTH = 12
+"""How deeply quotes and lists may stand in each other; a list counts twice."""
+
+NO_MATH = "mathjax_ignore tex2jax_ignore"
+"""The classes of an element in which no page looks for formulas: one may be a link to anywhere."""
+
 _ANSI = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
     r"|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links and other strings
@@ -154,7 +161,7 @@ def source(name: str, arguments: str) -> tuple[str, str]:
 
 def fold(summary: str, body_html: str, *, open: bool = False) -> str:  # noqa: A002 (as in HTML)
     """Return HTML that shows a summary and, unfolded, a body that is already safe HTML."""
-    state = f'class="{_NO_MATH}"{" open" if open else ""}'
+    state = f'class="{NO_MATH}"{" open" if open else ""}'
     inner = f'<div style="margin-left:16px">{body_html}</div>'
     return f"<details {state}><summary>{escape(summary)}</summary>{inner}</details>"
 
@@ -254,17 +261,33 @@ def _framed(body: str, length: int) -> str:
     """Keep the page's MathJax out, and tell of what was left out."""
     rest = length - LIMIT
     end = f"<p><em>… and {rest:,} more characters</em></p>" if rest > 0 else ""
-    return f'<div class="{_NO_MATH}">{body}{end}</div>'
+    return f'<div class="{NO_MATH}">{body}{end}</div>'
 
 
 @functools.cache
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt  # noqa: PLC0415 (not when the extension is loaded)
 
-    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "maxNesting": 50})
+    options = {"html": False, "linkify": False, "maxNesting": DEPTH + 2}
+    parser = MarkdownIt("commonmark", options)
     parser.enable(["table", "strikethrough"]).disable(["image", "reference"])
+    parser.block.ruler.before("table", "depth", _end_nesting)
     parser.core.ruler.push("places", _show_places)
     return parser
+
+
+def _end_nesting(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Take what is nested too deeply as it was written: the parser would leave it out."""
+    if silent or state.level < DEPTH:
+        return False
+    line = start + 1
+    while line < end and (state.isEmpty(line) or not 0 <= state.sCount[line] < state.blkIndent):
+        line += 1
+    token = state.push("code_block", "code", 0)
+    token.content = state.getLines(start, line, state.blkIndent, keepLastLF=False) + "\n"
+    token.map = [start, line]
+    state.line = line
+    return True
 
 
 @functools.cache
@@ -275,15 +298,22 @@ def _cleaner() -> nh3.Cleaner:
         tags=_TAGS,
         attributes=_ATTRIBUTES,
         attribute_filter=_kept,
-        filter_style_properties={"text-align", "border-left", "padding", "white-space"},
+        filter_style_properties=_STYLES,
         url_schemes=_SCHEMES,
         link_rel="noopener noreferrer",
-        set_tag_attribute_values={"a": {"target": "_blank"}, "pre": {"style": _PRE}},
+        set_tag_attribute_values={
+            "a": {"target": "_blank"},
+            "blockquote": {"style": _QUOTE},
+            "pre": {"style": _PRE},
+        },
     )
 
 
 _PRE = "border-left:3px solid #8886;padding:2px 10px;white-space:pre-wrap"
+_QUOTE = "margin:8px 0 8px 8px;padding:0 0 0 8px"  # quotes in each other leave room for words
+_STYLES = {"text-align", "border-left", "margin", "padding", "white-space"}
 _SCHEMES = {"http", "https", "mailto"}
+_ADDRESS = re.compile(r"https?://[^/\\]|mailto:", re.IGNORECASE)
 _ATTRIBUTES = {"*": set(), "a": {"href"}, "ol": {"start"}, "td": {"style"}, "th": {"style"}}
 _TAGS = set(
     "a blockquote br code del em h1 h2 h3 h4 h5 h6 hr li ol p pre s strong "  # noqa: SIM905
@@ -292,10 +322,8 @@ _TAGS = set(
 
 
 def _kept(_tag: str, attribute: str, value: str) -> str | None:
-    """Drop addresses without a scheme: in a notebook they would lead into Jupyter itself."""
-    if attribute == "href" and value.partition(":")[0].lower() not in _SCHEMES:
-        return None
-    return value
+    """Drop addresses without a host: in a notebook they would lead into Jupyter itself."""
+    return value if attribute != "href" or _ADDRESS.match(value) else None
 
 
 def _show_places(state: StateCore) -> None:

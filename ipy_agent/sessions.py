@@ -145,19 +145,20 @@ class Session:
         """One row an item of the conversation, fresh at each access."""
         return tables.messages(self.records)
 
-    def export(self, path: str | Path, table: str = "turns") -> Path:
+    def export(self, path: str | Path, table: str = "turns", *, defuse: bool = False) -> Path:
         """Write the session to a file and return its path.
 
         Args:
             path: its suffix decides: `.parquet`, `.csv` and `.jsonl` hold one table,
                 `.json`, `.html` and `.md` all four.
             table: `turns`, `cells`, `tools` or `messages`, for the formats that hold one.
+            defuse: put a `'` before each text in a `.csv` that a spreadsheet would calculate.
 
         Raises:
-            UsageError: an unknown suffix or table, or no such folder.
+            UsageError: an unknown suffix or table, or no such folder; nothing to defuse.
             MissingExtra: parquet without pyarrow.
         """
-        return tables.export(self.records, path, table)
+        return tables.export(self.records, path, table, defuse=defuse)
 
     # what can be done
 

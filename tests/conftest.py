@@ -15,6 +15,7 @@ import socket
 import threading
 import urllib.parse
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.server import serve
@@ -72,6 +73,47 @@ def chance(figure):
     seed = int(os.environ.get("IPY_AGENT_TESTS_SEED") or random.SystemRandom().randrange(10**6))
     figure(f"seed {seed}")
     return random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def hostile():
+    """Return a function that returns the hostile payloads of `hostile.json`, aimed at a port.
+
+    A payload has a name, its text, and what of that is to be seen where Markdown is rendered:
+    all of it where nothing else is said.
+    """
+    rows = json.loads(Path(__file__).with_name("hostile.json").read_text("utf-8"))
+
+    def aimed(port):
+        def filled(text, name):
+            for word, meant in (
+                ("JS", "window.__hit='NAME';new Image().src='URL'"),
+                ("URL", "http://HOST/NAME"),
+                ("HOST", f"127.0.0.1:{port}"),
+                ("NAME", name),
+            ):
+                text = text.replace(word, meant)
+            return text
+
+        return [
+            Payload(
+                name=row["name"],
+                text=(text := filled(row["text"], row["name"]) * row.get("times", 1)),
+                shown=filled(row.get("shown", text), row["name"]),
+            )
+            for row in rows
+        ]
+
+    return aimed
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A hostile text."""
+
+    name: str
+    text: str
+    shown: str
 
 
 @dataclass

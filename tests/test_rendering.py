@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -16,7 +18,9 @@ from ipy_agent.rendering import Growing, code, escape, fold, markdown, plain, so
 
 ALLOWED = {
     "a": {"href", "rel", "target"},
-    "div": {"class"},
+    "blockquote": {"style"},
+    "details": {"class", "open"},
+    "div": {"class", "style"},
     "ol": {"start"},
     "pre": {"style"},
     "td": {"style"},
@@ -75,12 +79,46 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_markdown_makes_only_harmless_elements(text):
     """Nothing but allowed elements with allowed attributes comes out, and nothing is fetched."""
-    for page in (markdown(text), Growing(text).html()):
-        for tag, attributes in Elements(page).found:
-            assert tag in rendering._TAGS | {"div"}
-            assert set(attributes) <= ALLOWED.get(tag, set())
-            assert (attributes.get("href") or "https:").startswith(("https:", "http:", "mailto:"))
-            assert "url(" not in (attributes.get("style") or "")
+    assert_harmless(markdown(text))
+    assert_harmless(Growing(text).html())
+
+
+NAMES = [
+    row["name"] for row in json.loads(Path(__file__).with_name("hostile.json").read_text("utf-8"))
+]
+
+
+@pytest.fixture
+def payload(hostile, request):
+    [found] = [one for one in hostile(4711) if one.name == request.param]
+    return found
+
+
+@pytest.mark.parametrize("payload", NAMES, indirect=True)
+def test_a_hostile_payload_is_shown_and_does_nothing(payload):
+    """Rendered in any way it makes nothing but harmless elements, and can be read."""
+    said = " ".join(plain(payload.shown).split())
+    read = " ".join(plain(payload.text).split())
+    ways = {
+        markdown(payload.text): said,
+        Growing(payload.text).html(): said,
+        code(payload.text): read,
+        fold(payload.text, ""): "",
+        f"<p>{escape(payload.text)}</p>": "",
+    }
+    for page, expected in ways.items():
+        assert_harmless(page)
+        assert expected in " ".join(seen(page).split())
+    assert plain(plain(payload.text)) == plain(payload.text)
+
+
+def assert_harmless(page):
+    """Check that there are only allowed elements, with attributes that fetch and run nothing."""
+    for tag, attributes in Elements(page).found:
+        assert tag in rendering._TAGS | {"div", "details", "summary"}
+        assert set(attributes) <= ALLOWED.get(tag, set())
+        assert re.match("https?://[^/]|mailto:", attributes.get("href") or "mailto:")
+        assert "url(" not in (attributes.get("style") or "")
 
 
 WORDS = st.sampled_from(
@@ -120,6 +158,79 @@ def test_a_growing_answer_ends_as_if_rendered_whole(text, cuts, looks):
 def test_any_markdown_becomes_balanced_html(text):
     """Elements are closed in the order they were opened, whatever the text."""
     assert Elements(markdown(text)).unclosed == []
+
+
+@pytest.mark.parametrize("depth", [3, 11, 12, 13, 40])
+@pytest.mark.parametrize("mark", ["> ", "* ", "1. ", "> - "])
+def test_what_is_nested_is_read_at_any_depth(mark, depth):
+    """Quotes and lists in each other end at some depth, and what stands in them is shown."""
+    text = f"{mark * depth}deep **words**\nand lazy ones\n\nafter\n"
+    growing = Growing()
+    for char in text:
+        growing.add(char)
+        growing.html()
+
+    page = markdown(text)
+    assert growing.html() == page
+    assert [word in seen(page) for word in ("deep", "words", "lazy", "after")] == [True] * 4
+    assert "<p>after</p>" in page
+    assert Elements(page).unclosed == []
+    assert max(page.count("<blockquote"), page.count("<li>")) <= rendering.DEPTH
+
+
+HEAVY = {
+    "brackets": "[",
+    "pictures": "![[",
+    "links": "[a](http://b.c/",
+    "emphasis": "*a_ ",
+    "stars": "*_",
+    "backticks": "`a``",
+    "elements": "<a",
+    "entities": "&#1234",
+    "escapes": "\x1b[",
+    "quotes": "> ",
+    "lists": "* - ",
+    "rows": "1|2\n",
+    "lines": "a\n",
+    "fences": "```\n",
+    "headings": "a\n-\n",
+    "invisible": "\u202e",
+}
+BEFORE = {"rows": "a|b\n-|-\n", "lines": "> " * 40 + "a\n"}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_rendering_is_linear_in_the_text(name):
+    """Twice as much of anything takes twice the steps, and none takes many a character."""
+    once, twice = (steps(name, length) for length in (2_000, 4_000))
+
+    assert twice < 2.2 * once
+    assert twice < 300 * 4_000
+
+
+def steps(name, length):
+    """Return how many calls it takes to render a text of a kind."""
+    text = BEFORE.get(name, "") + HEAVY[name] * (length // len(HEAVY[name]))
+    made = 0
+
+    def count(_frame, event, _arg):
+        nonlocal made
+        made += event in ("call", "c_call")
+
+    markdown("")  # the parser is loaded
+    sys.setprofile(count)
+    try:
+        markdown(text)
+    finally:
+        sys.setprofile(None)
+    return made
+
+
+def test_a_table_of_missing_cells_is_bounded():
+    """Rows are filled up with cells, and a wide table with many short rows would not end."""
+    page = markdown(f"|{'a|' * 3_000}\n|{'-|' * 3_000}\n" + "a\n" * 20_000)
+
+    assert page.count("<td>") < 100_000
 
 
 def test_only_the_last_block_is_rendered_again():

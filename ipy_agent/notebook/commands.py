@@ -189,7 +189,8 @@ def _compact(magics: Magics, _: Namespace) -> None:
 
 
 def _export(magics: Magics, options: Namespace) -> None:
-    print(f"written: {magics.session.export(options.path, options.table)}")
+    written = magics.session.export(options.path, options.table, defuse=options.defuse)
+    print(f"written: {written}")
 
 
 def _doctor(magics: Magics, _: Namespace) -> None:
@@ -257,6 +258,7 @@ def _line() -> MagicArgumentParser:
     made["context"].add_argument("context", choices=CONTEXTS)
     made["export"].add_argument("path")
     made["export"].add_argument("--table", default="turns")
+    made["export"].add_argument("--defuse", action="store_true")
     made["resume"].add_argument("id", metavar="ID")
     made["resume"].add_argument("--copy", action="store_true")
     return parser

@@ -168,7 +168,9 @@ class AgentMagics(Magics):
                                             limits of a cell run, or of all together; off: none
         %agent context off|names|delta      what is told of variables by itself
         %agent transport auto|websocket|http
-        %agent export PATH [--table NAME]   .parquet .csv .json .jsonl .html .md
+        %agent export PATH [--table NAME] [--defuse]
+                                            .parquet .csv .json .jsonl .html .md; --defuse: texts
+                                            that a spreadsheet would calculate get a ' in a .csv
         %agent sessions                     those that were kept on disk
         %agent resume ID [--copy]           go on with one of them, or with a copy
         %agent doctor                       what works here, and what to do about what does not

@@ -142,10 +142,13 @@ class Remark:
         self.text = text
 
     def html(self) -> str:
-        return f'<div style="font-size:85%;opacity:.7">{rendering.escape(self.text)}</div>'
+        return f"<div {_SMALL}>{rendering.escape(self.text)}</div>"
 
     def plain(self) -> str:
         return rendering.plain(self.text)
+
+
+_SMALL = f'class="{rendering.NO_MATH}" style="font-size:85%;opacity:.7"'
 
 
 class Footer(Remark):

@@ -49,8 +49,9 @@ def bundle(rehearsal: Rehearsal) -> dict[str, str]:
         room -= min(room, len(text))
         folds.append(rendering.fold(title, rendering.code(shown, language)))
         plain.append(f"[{title}]\n{shown}")
+    line = f'<div class="{rendering.NO_MATH}">{rendering.escape(said)}</div>'
     return {
-        "text/html": f"<div>{rendering.escape(said)}</div>{''.join(folds)}",
+        "text/html": f"{line}{''.join(folds)}",
         "text/plain": rendering.plain("\n\n".join([said, *plain])),
     }
 

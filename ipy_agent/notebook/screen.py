@@ -27,6 +27,8 @@ BYTES_A_SECOND = 50_000
 FULL = 4_000
 """How many characters a segment holds until the next part begins another."""
 
+_FAINT = f'class="{rendering.NO_MATH}" style="opacity:.6"'
+
 # Where a notebook is exported as Markdown, HTML ends at the first blank line.
 _BLANK = re.compile(r"\n(?=[ \t]*\n)")
 
@@ -44,7 +46,7 @@ class _Segment:
         """Return the parts as a mime bundle, and below them the sign of life."""
         told = [(part.html(), plain) for part in self.parts if (plain := part.plain())]
         if sign:
-            shown = f'<div style="opacity:.6">{rendering.escape(sign)}</div>'
+            shown = f"<div {_FAINT}>{rendering.escape(sign)}</div>"
             told.append((shown, rendering.plain(sign)))
         return {
             "text/html": _BLANK.sub("&#10;", "".join(html for html, _ in told)),

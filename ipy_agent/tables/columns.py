@@ -22,6 +22,7 @@ __all__ = [
     "WAITING",
     "Column",
     "count",
+    "excerpt",
     "rate",
 ]
 

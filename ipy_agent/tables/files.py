@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 
-def export(records: Recorder, path: str | os.PathLike[str], table: str = "turns") -> Path:
+def export(
+    records: Recorder,
+    path: str | os.PathLike[str],
+    table: str = "turns",
+    *,
+    defuse: bool = False,
+) -> Path:
     """Write what a recorder holds to a file and return its path.
 
     Args:
@@ -34,9 +41,10 @@ def export(records: Recorder, path: str | os.PathLike[str], table: str = "turns"
         path: its suffix decides: `.parquet`, `.csv` and `.jsonl` hold one table,
             `.json`, `.html` and `.md` all of them.
         table: which table, for the formats that hold one.
+        defuse: put a `'` before each text in a `.csv` that a spreadsheet would calculate.
 
     Raises:
-        UsageError: an unknown suffix or table, or no such folder.
+        UsageError: an unknown suffix or table, or no such folder; nothing to defuse.
         MissingExtra: parquet without pyarrow.
         AgentError: the disk refused.
     """
@@ -46,7 +54,11 @@ def export(records: Recorder, path: str | os.PathLike[str], table: str = "turns"
     if not place.parent.is_dir():
         raise UsageError(f"there is no folder {str(place.parent)!r}: make it first")
     suffix = place.suffix.lower()
-    if suffix in _ONE:
+    if defuse and suffix != ".csv":
+        raise UsageError(f"there are no formulas in {place.name!r}: defuse is for .csv")
+    if defuse:
+        content = _csv(_defused(FRAMES[table](records)))
+    elif suffix in _ONE:
         content = _ONE[suffix](FRAMES[table](records))
     elif suffix in _ALL:
         content = _ALL[suffix](records)
@@ -80,7 +92,19 @@ def _parquet(frame: DataFrame) -> bytes:
 
 
 def _csv(frame: DataFrame) -> bytes:
-    return frame.to_csv(index=False, lineterminator="\n").encode()
+    # as RFC 4180 has it; and with another end of a line, one in a text would not be quoted
+    return frame.to_csv(index=False, lineterminator="\r\n").encode()
+
+
+def _defused(frame: DataFrame) -> DataFrame:
+    """Return a frame in which no text begins as a formula does."""
+    names = map(str, frame.select_dtypes("string").columns)
+    told = {name: frame[name].str.replace(_FORMULA, "'", regex=True) for name in names}
+    return frame.assign(**told)
+
+
+_FORMULA = re.compile(r"^(?=\s*[=+\-@|%\uff0b\uff0d\uff1d\uff20]|[\t\r\n])")
+"""What a spreadsheet takes for the beginning of a formula, or for the end of the cell before it."""
 
 
 def _jsonl(frame: DataFrame) -> bytes:

@@ -4,20 +4,23 @@ A frame is made anew at each access, from the rows of the moment, and nothing is
 
 Rule 1: the columns and dtypes of a frame do not depend on what is in it.
 Rule 2: what did not happen is NA, never 0; turns and cells that still run are left out.
-Rule 3: texts are redacted once more: a value may be known for a secret only since they were said.
-Rule 4: what pandas, parquet or JSON refuse (lone surrogates, NaN, integers over 64 bits) is
-mended here, on the way in, so that no later step has to know.
+Rule 3: what pandas, parquet or JSON refuse (lone surrogates, NaN, integers over 64 bits) is
+mended here, on the way in, so that no later step has to know. So are control characters, which
+a terminal would obey.
+Rule 4: texts are redacted once more: a value may be known for a secret only since they were said.
 """
 
 from __future__ import annotations
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ipy_agent import rendering
 from ipy_agent.protocol.items import Item, text
 from ipy_agent.records import CellRecord, Recorder, TurnRecord
 from ipy_agent.secrets import learn, redacted
@@ -228,15 +231,24 @@ def share(part: int | None, whole: int | None) -> float | None:
     return None if part is None or not whole else part / whole
 
 
-def _frame(table: str, rows: list[dict[str, Any]]) -> DataFrame:
+@functools.cache
+def _pandas() -> Any:
+    """Return pandas; the HTML of a frame, and of what is made of it, is no formula from now on."""
     import pandas as pd  # noqa: PLC0415 (not when the extension is loaded)
 
+    pd.set_option("display.html.use_mathjax", False)
+    return pd
+
+
+def _frame(table: str, rows: list[dict[str, Any]]) -> DataFrame:
+    pd = _pandas()
     learn()
     columns: dict[str, Any] = {}
     for name, dtype in COLUMNS[table].items():
         kind: Any = dtype
         columns[name] = pd.array([_MENDED[dtype](row.get(name)) for row in rows], dtype=kind)
-    return pd.DataFrame(columns)
+    frame: DataFrame = pd.DataFrame(columns)
+    return frame
 
 
 def _whole(value: int | None) -> int | None:
@@ -250,12 +262,19 @@ def _real(value: float | None) -> float | None:
 def _text(value: Any) -> str | None:
     if value is None:
         return None
-    return redacted(str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    said = str(value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return redacted(said).translate(_CONTROLS)
 
 
 def _same(value: Any) -> Any:
     return value
 
+
+_CONTROLS = {
+    point: rendering.visible(chr(point))
+    for point in (*range(0x20), *range(0x7F, 0xA0))
+    if chr(point) not in "\t\n\r"
+}
 
 _MENDED: dict[str, Callable[[Any], Any]] = {
     "Int64": _whole,

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ipy_agent.rendering import TRACK, escape, stripes
+from ipy_agent.rendering import NO_MATH, TRACK, escape, stripes
 from ipy_agent.tables.columns import (
     CACHED,
     CALLS,
@@ -25,6 +25,7 @@ from ipy_agent.tables.columns import (
     WAITING,
     Column,
     count,
+    excerpt,
     rate,
 )
 from ipy_agent.tables.lines import CallLine, CallTotals, Line, Totals
@@ -101,9 +102,13 @@ class Picture(NamedTuple):
     def _above(self, shown: int, *, live: bool) -> str:
         facts = " · ".join(f"<b>{number}</b> {words}" for number, words in self._facts(shown))
         if live:
-            return f"<table><caption>{facts}</caption>{_LIVE_HEADS[self.columns]}<tbody>"
+            free = any(column.says is excerpt for column in self.columns)
+            words = f" class={NO_MATH.split()[0]}" if free else ""
+            heads = _LIVE_HEADS[self.columns]
+            return f"<table{words}><caption>{facts}</caption>{heads}<tbody>"
         return (
-            f'<table cellpadding=3 style="{_TABLE}"><caption style="{_CAPTION}">{facts}</caption>'
+            f'<table class="{NO_MATH}" cellpadding=3 style="{_TABLE}">'
+            f'<caption style="{_CAPTION}">{facts}</caption>'
             f"{_HEADS[self.columns]}<tbody align=right>"
         )
 

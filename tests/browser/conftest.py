@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,16 +235,22 @@ def jupyter(tmp_path_factory) -> Iterator[Jupyter]:
 
 
 @pytest.fixture
-def notebook(page, jupyter, serve, request):
+def opened(page, jupyter):
+    """Return a function that opens a notebook in a front end."""
+    return lambda app, name: Notebook(page, jupyter, app, name)
+
+
+@pytest.fixture
+def notebook(opened, jupyter, serve, request):
     """Return a function that opens a notebook whose first cell connects to a script's server."""
 
     def show(app: str, script, *cells: str) -> Notebook:
         name = f"{request.node.originalname.removeprefix('test_')[:40]}-{app}.ipynb"
         connect = f"%load_ext ipy_agent\n%agent connect {serve(script)} --key-env TEST_TOKEN"
         jupyter.write(name, connect, *cells)
-        opened = Notebook(page, jupyter, app, name)
-        opened.run(0)
-        return opened
+        shown = opened(app, name)
+        shown.run(0)
+        return shown
 
     return show
 
@@ -255,7 +262,10 @@ def _address(process: subprocess.Popen[bytes], runtime: Path) -> str:
     for _ in range(SECONDS * 10):
         if file.exists():
             url = json.loads(file.read_text("utf-8"))["url"]
-            with urllib.request.urlopen(f"{url}api?token={TOKEN}", timeout=SECONDS):
+            with (
+                contextlib.suppress(urllib.error.URLError),  # the file may be there before it is
+                urllib.request.urlopen(f"{url}api?token={TOKEN}", timeout=SECONDS),
+            ):
                 return url
         assert process.poll() is None, "jupyter ended before it was ready"
         waiting.wait(0.1)

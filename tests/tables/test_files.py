@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html.parser
 import json
 import re
@@ -65,6 +66,40 @@ def test_csv_keeps_values(name, records, tmp_path):
     again = pd.read_csv(path, dtype=dtypes).astype(tables.COLUMNS[name])
     frame = getattr(tables, name)(records)
     pd.testing.assert_frame_equal(again, frame.replace("", pd.NA))
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(1)", " =1", "\t=1", "\uff1d1", "|x", "%x", "\r=1", "\n=1"]
+HARMLESS = ["1=1", "a-b", "'=1", "x\n=1", "1e5", ""]
+
+
+def test_formulas_are_defused_on_request(records, tmp_path):
+    """A text that a spreadsheet would calculate has a ' before it then; numbers and others stay."""
+    told = [*FORMULAS, *HARMLESS]
+    for said in told:
+        item = {"type": "message", "role": "user", "content": said}
+        records.messages.append(MessageRecord(cell=1, turn=2, branch="main", item=item))
+    records.turns[0].ttft_ms = -1.5
+
+    as_said = tables.export(records, tmp_path / "a.csv", "messages")
+    defused = tables.export(records, tmp_path / "b.csv", "messages", defuse=True)
+    turns = tables.export(records, tmp_path / "t.csv", "turns", defuse=True)
+
+    assert texts(as_said)[-len(told) :] == told
+    expected = [*(f"'{said}" for said in FORMULAS), *HARMLESS]
+    assert texts(defused)[-len(told) :] == expected
+    assert ",-1.5," in turns.read_text("utf-8")
+
+
+def texts(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)]
+
+
+def test_only_what_holds_formulas_is_defused(records, tmp_path):
+    """To ask it of another format is an error that says what it is for."""
+    with pytest.raises(UsageError, match=r"defuse is for \.csv"):
+        tables.export(records, tmp_path / "t.json", defuse=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import subprocess
 import sys
 
@@ -233,6 +234,26 @@ def test_paired_surrogates_are_one_character(records):
     records.cells[0].prompt = "\ud83d\ude00 \ud83d"
 
     assert tables.cells(records)["prompt"][0] == "😀 \ufffd"
+
+
+def test_a_terminal_finds_nothing_to_obey_in_a_frame(records):
+    """Control characters are shown as marks in any table; lines and tabs stay."""
+    records.cells[0].prompt = "a\x1b]0;title\x07b\x9bc\td\r\n"
+    cells = tables.cells(records)
+
+    assert cells["prompt"][0] == "a␛]0;title␇b⟨U+009B⟩c\td\r\n"
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", repr(cells))
+
+
+def test_a_page_finds_no_formula_in_a_frame(records):
+    """Nor in what is made of it: MathJax would make a link of one that hides where it leads."""
+    records.cells[0].prompt = "$\\href{https://evil.example}{good.example}$ <b>"
+    cells = tables.cells(records)
+
+    for frame in (cells, cells.merge(cells, on="cell"), cells["prompt"].to_frame()):
+        page = frame._repr_html_()
+        assert 'class="dataframe tex2jax_ignore mathjax_ignore"' in page
+        assert "<b>" not in page
 
 
 def test_importing_it_loads_no_pandas():

@@ -1,0 +1,258 @@
+"""Hostile text in JupyterLab, live and reopened, and in exports: nothing runs, nothing is fetched.
+
+A listener counts what reaches it, a connection too: every payload that fetches aims at it, and
+every one that runs sets `window.__hit` besides. Whether a payload was shown at all is looked up
+in the page, so that a check of nothing does not pass.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socketserver
+import threading
+import time
+
+import nbformat
+import pytest
+
+from ipy_agent.rendering import plain
+
+pytestmark = pytest.mark.browser
+
+TOOL = '''import json, ipy_agent, pandas as pd
+pd.set_option("display.max_rows", None, "display.max_colwidth", 200, "display.max_columns", None)
+payloads = json.load(open("payloads.json"))
+everything = " ".join(payloads)
+
+@ipy_agent.tool
+def echo(text: str) -> str:
+    """Say it again."""
+    return text
+'''
+ERRORS = """try:
+    get_ipython().run_cell_magic("agent", "", "fail")
+except ipy_agent.errors.AgentError:
+    get_ipython().showtraceback()
+session = ipy_agent.session()
+for payload in payloads:
+    session.run(payload)
+session.branch = "idea"
+"""
+TABLES = """for table in (session.messages, session.tools, session.cells, session.turns):
+    display(table)
+"""
+DRY = """get_ipython().run_cell_magic("agent", "--dry-run", everything)
+get_ipython().run_line_magic("agent", "branch")
+"""
+EXPORTS = """for suffix in ("html", "md", "json", "csv"):
+    session.export(f"hostile.{suffix}", "messages")
+"""
+CONTROL = 'from IPython.display import HTML\nHTML("<img src=http://127.0.0.1:{}/control>")'
+CELLS = (
+    "%%agent --mode auto\nSay it.",
+    ERRORS,
+    "%agent panel",
+    TABLES,
+    DRY,
+    "%%agent\nCall it.",
+    EXPORTS,
+)
+ANSWER, ERROR, PANEL, TABLE, REQUEST, QUESTION, EXPORTED, LAST = range(1, 9)
+
+
+class Listener(socketserver.ThreadingTCPServer):
+    """Counts who comes, and what for."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Visit)
+        self.port = self.server_address[1]
+        self.seen = []
+        self.came = threading.Event()
+
+
+class Visit(socketserver.StreamRequestHandler):
+    timeout = 5
+
+    def handle(self):
+        self.server.seen.append("a connection")
+        self.server.seen[-1] = self.rfile.readline().decode("latin-1").strip() or "a connection"
+        self.server.came.set()
+        self.wfile.write(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+
+
+@pytest.fixture
+def listener():
+    """A server on loopback that nobody should come to."""
+    with Listener() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def watched(page, listener):
+    """The page, with a list of all that it tried: dialogs, windows, other pages, refusals."""
+    tried = []
+
+    def asks(dialog):
+        tried.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
+    def says(message):
+        if re.search("refused|violat|content security|unsafe", message.text, re.IGNORECASE):
+            tried.append(message.text)
+
+    def requests(request):
+        if f":{listener.port}" in request.url:
+            tried.append(request.url)
+
+    page.on("dialog", asks)
+    page.on("popup", lambda popup: tried.append(f"window {popup.url}"))
+    page.on("console", says)
+    page.on("request", requests)
+    page.tried = tried
+    return page
+
+
+def assert_quiet(page, listener):
+    """Check that no payload did anything in a page so far."""
+    page.evaluate("() => new Promise(done => requestIdleCallback(done, {timeout: 2000}))")
+    hits = [frame.evaluate("() => window.__hit") for frame in page.frames]
+    assert (listener.seen, page.tried) == ([], [])
+    assert hits == [None] * len(hits)
+
+
+def frames(payloads):
+    """Return what the endpoint says to each request, in the order of the cells."""
+    texts = [one.text for one in payloads]
+    whole = " ".join(text[:1_000] for text in texts)
+    some = [" ".join(text[:1_000] for text in texts[at : at + 8]) for at in range(0, len(texts), 8)]
+    said = [event for at, text in enumerate(texts) for event in spoken(at, text)]
+    said += [event for at, text in enumerate(texts) for event in thought(1_000 + at, text)]
+    for at, text in enumerate(some):
+        said += [done(2_000 + at, call(f"a{at}", "echo", text))]
+        said += [done(3_000 + at, call(f"b{at}", text, "x"))]
+    yield turn(1, said)
+    yield turn(2, spoken(0, "Said."))
+    refusal = {"type": "x", "code": whole, "message": whole, "param": whole}
+    yield [{"type": "error", "status": 400, "error": refusal}]
+    for at, text in enumerate(texts):
+        yield turn(10 + at, spoken(0, text[:2_000]), model=text[:200])
+    yield turn(3, [done(0, call("c", "echo", whole))])
+    yield turn(4, spoken(0, "Called."))
+
+
+def turn(number, events, model="m"):
+    response = {"id": f"resp_{number}", "model": model}
+    items = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    usage = {"input_tokens": 10, "output_tokens": 10, "total_tokens": 20}
+    end = {**response, "status": "completed", "output": items, "usage": usage}
+    return [
+        {"type": "response.created", "response": response},
+        *events,
+        {"type": "response.completed", "response": end},
+    ]
+
+
+def spoken(at, text):
+    """Yield a message in three pieces, and then whole."""
+    part = {"type": "output_text", "text": text, "annotations": []}
+    item = {"type": "message", "id": f"m{at}", "role": "assistant", "content": [part]}
+    yield {"type": "response.output_item.added", "output_index": at, "item": {**item, "content": []}}
+    for piece in thirds(text):
+        yield {"type": "response.output_text.delta", "output_index": at, "delta": piece}
+    yield done(at, item)
+
+
+def thought(at, text):
+    """Yield a summary of thoughts in three pieces, and then whole."""
+    summary = [{"type": "summary_text", "text": text}]
+    kind = "response.reasoning_summary_text.delta"
+    for piece in thirds(text):
+        yield {"type": kind, "output_index": at, "summary_index": 0, "delta": piece}
+    yield done(at, {"type": "reasoning", "id": f"r{at}", "summary": summary})
+
+
+def thirds(text):
+    third = len(text) // 3
+    return text[:third], text[third : 2 * third], text[2 * third :]
+
+
+def call(at, name, text):
+    said = {"name": name, "arguments": json.dumps({"text": text})}
+    return {"type": "function_call", "id": f"f{at}", "call_id": f"call_{at}", **said}
+
+
+def done(at, item):
+    return {"type": "response.output_item.done", "output_index": at, "item": item}
+
+
+@pytest.fixture
+def payloads(hostile, listener, jupyter):
+    """The payloads, aimed at the listener, and as JSON can say them; a notebook finds them too."""
+    told = [
+        type(one)(one.name, wired(one.text), wired(one.shown)) for one in hostile(listener.port)
+    ]
+    assert len(told) >= 100
+    (jupyter.root / "payloads.json").write_text(json.dumps([one.text[:2_000] for one in told]))
+    return told
+
+
+def wired(text):
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def read(text):
+    return " ".join(text.split())
+
+
+def missing(page, selector, said):
+    """Return which texts are not to be read in a part of the page, folded parts too."""
+    found = read(" ".join(page.locator(selector).evaluate_all("all => all.map(x => x.textContent)")))
+    return [name for name, text in said.items() if read(text) not in found]
+
+
+def test_hostile_text_is_read_and_does_nothing(
+    watched, jupyter, opened, peer, payloads, listener, shot, figure
+):
+    """Streamed, thought, called, said by tools and errors, asked, in tables, reopened, exported."""
+    page, endpoint = watched, peer(list(frames(payloads)))
+    first = f"%load_ext ipy_agent\n%agent connect {endpoint.url}\n{TOOL}"
+    jupyter.write("hostile.ipynb", first, *CELLS, CONTROL.format(listener.port))
+    notebook = opened("lab", "hostile.ipynb")
+    page.context.set_default_timeout(60_000)
+    began = time.monotonic()
+    for number in range(LAST):
+        if number == QUESTION:
+            answer(notebook)
+        else:
+            notebook.run(number)
+        print(number, f"{time.monotonic() - began:.1f}", len(notebook.text(number)))
+        shot(f"hostile-{number}")
+    assert_quiet(page, listener)
+
+    whole = {one.name: plain(one.text[:1_000]) for one in payloads}
+    assert not missing(page, out(ANSWER), {one.name: one.shown for one in payloads})
+    notebook.save()
+    notebook.start(LAST)
+    assert listener.came.wait(15)
+    assert listener.seen == ["GET /control HTTP/1.1"]
+
+
+def out(number):
+    return f".jp-CodeCell >> nth={number} >> .jp-Cell-outputArea"
+
+
+def answer(notebook):
+    """Say yes to a question, once it is there."""
+    box = notebook.start(QUESTION).locator("input.jp-Stdin-input")
+    box.wait_for()
+    box.fill("y")
+    box.press("Enter")
+    notebook.finish(QUESTION)
