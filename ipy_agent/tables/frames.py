@@ -7,7 +7,9 @@ Rule 2: what did not happen is NA, never 0; turns and cells that still run are l
 Rule 3: what pandas, parquet or JSON refuse (lone surrogates, NaN, integers over 64 bits) is
 mended here, on the way in, so that no later step has to know. So are control characters, which
 a terminal would obey.
-Rule 4: texts are redacted once more: a value may be known for a secret only since they were said.
+Rule 4: a cell is text: pandas is told once to leave formulas in frames alone, since a page's
+MathJax would make links of them that hide where they lead.
+Rule 5: texts are redacted once more: a value may be known for a secret only since they were said.
 """
 
 from __future__ import annotations
