@@ -237,7 +237,7 @@ def test_a_token_is_not_sent_to_whoever_has_the_port_now(folder):
 def test_a_file_is_believed_while_its_writer_lives(tmp_path):
     """It holds a lock, which no end of a process can leave behind."""
     file = tmp_path / "server.json"
-    local = Local("http://127.0.0.1:1/v1", "t", "m", 1)
+    local = Local("http://127.0.0.1:1/v1", Secret("t"), "m", 1)
 
     with local.published(file):
         during = Local.read(file)
@@ -252,7 +252,7 @@ def test_a_file_is_believed_while_its_writer_lives(tmp_path):
 def test_a_file_of_another_user_is_not_read(monkeypatch, tmp_path):
     """Whose it is decides, whatever its mode."""
     file = tmp_path / "server.json"
-    local = Local("http://127.0.0.1:1/v1", "t", "m", 1)
+    local = Local("http://127.0.0.1:1/v1", Secret("t"), "m", 1)
 
     with local.published(file):
         monkeypatch.setattr(os, "getuid", lambda: file.stat().st_uid + 1)
