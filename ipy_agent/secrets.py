@@ -321,10 +321,13 @@ def _bytes(value: str) -> bytes:
 
 
 def _know() -> None:
-    """Look for what is secret now, if that is not what was looked for already."""
+    """Look for what is secret now, if that is not what was looked for already.
+
+    Without a lock, which a signal or a fork could meet: who sets what is known looks again, so that
+    nobody's older view stays.
+    """
     global _known  # noqa: PLW0603 (what a process knows is one thing)
-    values = frozenset(filter(_can_be_found, _made | _environment))
-    if values != _known.values:
+    while (values := frozenset(filter(_can_be_found, _made | _environment))) != _known.values:
         _known = _Known.of(values)
 
 
