@@ -155,6 +155,14 @@ def test_a_value_is_found_however_it_is_written(write, value):
     assert value[8:20] not in shown
 
 
+@pytest.mark.parametrize("value", ["4f9aB7\udcff2D8e1F6", "5f9aB7\ud8012D8e1F7", "4f9é\n2D8e1F6"])
+def test_a_value_of_any_characters_is_found(value):
+    """Also of those that no encoding has, as variables of the environment may hold them."""
+    Secret(value)
+
+    assert redacted(f"it is {value}.") == f"it is {MASK}."
+
+
 def test_a_beginning_that_says_half_of_it_counts():
     """A table cuts a long text off; less than half of a value is none."""
     assert redacted(f"{PLAIN[:25]}...") == f"{MASK}..."
@@ -236,9 +244,9 @@ def test_a_text_in_pieces_comes_out_as_the_whole(data):
 
 def test_what_is_no_beginning_does_not_wait():
     """A text without secrets is shown as it comes."""
-    assert shown_so_far("Hello, wor") == ("Hello, wor", "")
+    assert shown_so_far("Hello, wor…") == ("Hello, wor…", "")
     assert shown_so_far("it is sk") == ("it is ", "sk")
-    assert shown_so_far("it is sky") == ("it is sky", "")
+    assert shown_so_far("it is sk…") == ("it is sk…", "")
     assert shown_so_far(f"it is {PLAIN}") == (f"it is {MASK}", "")
 
 

@@ -15,24 +15,22 @@ inside of base64. A beginning that is half of a value, and 20 characters, counts
 What does not hold: a word or a number that might stand anywhere is not masked, nor what has less
 than 8 characters, nor what somebody has taken apart or encoded in another way.
 
-Rule 1: a value here is `_Hidden`: IPython's verbose tracebacks print arguments and variables.
+Rule 1: a value here is `Hidden`: IPython's verbose tracebacks print arguments and variables.
 Rule 2: with nothing known nothing is done; what is done costs what the new text costs, no more.
 """
 
 from __future__ import annotations
 
-import base64
-import bisect
 import contextlib
 import hmac
-import html
-import json
 import os
 import re
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
+
+from ipy_agent.secrets.search import MASK, SHORTEST, Hidden, Known, cut, raw, spans
 
 __all__ = [
     "MASK",
@@ -46,20 +44,8 @@ __all__ = [
     "shown_so_far",
 ]
 
-MASK = "[redacted]"
-SHORTEST = 8
-BEGINNING = 20
 WORDY = 24
 """Below so many characters a value that is words or a number is none that can be looked for."""
-
-
-class _Hidden(str):
-    """A text that a traceback may print."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return MASK
 
 
 class Secret:
@@ -74,10 +60,10 @@ class Secret:
     def __init__(self, value: Secret | str) -> None:
         # A method of the value in place of the value: whatever walks through objects finds that.
         self._read: Callable[[], str] = (
-            value.reveal if isinstance(value, Secret) else _Hidden(value).__str__
+            value.reveal if isinstance(value, Secret) else Hidden(value).__str__
         )
         if not isinstance(value, Secret):
-            _made.add(_Hidden(value))
+            _made.add(Hidden(value))
             _know()
 
     @classmethod
@@ -103,7 +89,7 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        return hmac.compare_digest(_bytes(self._read()), _bytes(other._read()))
+        return hmac.compare_digest(raw(self._read()), raw(other._read()))
 
     def __hash__(self) -> int:
         return hash(self._read())
@@ -123,7 +109,7 @@ def redacted(text: str) -> str:
     known = _known
     if known.search is None or known.search(text) is None:
         return text
-    return _cut(text, _spans(text, known))
+    return cut(text, spans(text, known))
 
 
 def shown_so_far(text: str) -> tuple[str, str]:
@@ -138,10 +124,10 @@ def shown_so_far(text: str) -> tuple[str, str]:
     at = known.open_at(text)
     if known.search(text) is None:
         return text[:at], text[at:]
-    spans = list(_spans(text, known))
+    found = list(spans(text, known))
     # What is whole is not taken apart because its end looks like a beginning.
-    at = next((end for start, end in spans if start < at < end), at)
-    return _cut(text[:at], [(start, end) for start, end in spans if end <= at]), text[at:]
+    at = next((end for start, end in found if start < at < end), at)
+    return cut(text[:at], [(start, end) for start, end in found if end <= at]), text[at:]
 
 
 def masked(text: str) -> str:
@@ -198,18 +184,18 @@ _ORDINARY = re.compile(r"[A-Za-z][a-z]*(?:[-_. ]+[A-Za-z][a-z]*)*|[A-Z_]+|[\d.,:
 _PLAIN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^@\s]*")
 
 
-def _told(environment: Iterable[str]) -> Iterator[_Hidden]:
+def _told(environment: Iterable[str]) -> Iterator[Hidden]:
     """Yield the values of variables that are secret."""
     for name in environment:
-        value = _Hidden(os.environ.get(name, "").strip())
+        value = Hidden(os.environ.get(name, "").strip())
         if _NAMES.search(name):
             if not _is_path(value):
                 yield value
         elif "://" in value and "@" in value:
             with contextlib.suppress(ValueError):
-                found = _Hidden(urllib.parse.urlsplit(value).password or "")
+                found = Hidden(urllib.parse.urlsplit(value).password or "")
                 yield found
-                yield _Hidden(urllib.parse.unquote(found))
+                yield Hidden(urllib.parse.unquote(found))
 
 
 def _is_path(value: str) -> bool:
@@ -224,110 +210,17 @@ def _can_be_found(value: str) -> bool:
     return len(value) >= SHORTEST and not wordy and not _PLAIN_URL.fullmatch(value)
 
 
-class _Known(NamedTuple):
-    """What is looked for.
-
-    Attributes:
-        values: the values.
-        forms: how they may be written, in order.
-        longest: how long the longest of them is.
-        search: finds the beginning of one that counts; `None`, if there is nothing to find.
-        begins: finds the first characters of all.
-    """
-
-    values: frozenset[_Hidden] = frozenset()
-    forms: tuple[_Hidden, ...] = ()
-    longest: int = 0
-    search: Callable[..., re.Match[str] | None] | None = None
-    begins: Callable[..., Iterator[re.Match[str]]] | None = None
-
-    @classmethod
-    def of(cls, values: frozenset[_Hidden]) -> _Known:
-        if not values:
-            return cls()
-        found = {_Hidden(form) for value in values for form in _forms(value)}
-        forms = tuple(sorted(form for form in found if len(form) >= SHORTEST))
-        # Bound methods: the repr of a pattern shows it.
-        return cls(
-            values,
-            forms,
-            max(map(len, forms)),
-            re.compile("|".join({re.escape(form[: _enough(form)]) for form in forms})).search,
-            re.compile(f"[{re.escape(''.join({form[0] for form in forms}))}]").finditer,
-        )
-
-    def open_at(self, text: str) -> int:
-        """Return where what may be the beginning of a form begins, at the text's end."""
-        if self.begins is None:
-            return len(text)
-        for found in self.begins(text, max(0, len(text) - self.longest)):
-            rest = text[found.start() :]
-            at = bisect.bisect_right(self.forms, rest)
-            if at < len(self.forms) and self.forms[at].startswith(rest):
-                return found.start()
-        return len(text)
-
-
-def _forms(value: str) -> Iterator[str]:
-    """Yield how a value may be written."""
-    yield value
-    yield html.escape(value)
-    yield from (json.dumps(value, ensure_ascii=narrow)[1:-1] for narrow in (True, False))
-    yield repr(str(value))[1:-1]
-    for safe in ("", "/"):
-        yield urllib.parse.quote(value, safe, errors="surrogateescape")
-    for lead in range(3):  # bytes that stand before it within a group of three
-        raw = b"\0" * lead + _bytes(value)
-        for written in (base64.b64encode(raw), base64.urlsafe_b64encode(raw)):
-            yield written.decode()[(lead * 8 + 5) // 6 : len(raw) * 8 // 6]
-
-
-def _enough(form: str) -> int:
-    """Return how many characters of a form count as all of it."""
-    return min(len(form), max(BEGINNING, (len(form) + 1) // 2))
-
-
-def _spans(text: str, known: _Known) -> Iterator[tuple[int, int]]:
-    """Yield where secrets stand in a text."""
-    assert known.search is not None  # noqa: S101 (who asks has looked)
-    found = known.search(text)
-    while found is not None:
-        start = found.start()
-        end = start + max(
-            _alike(form, text[start : start + len(form)])
-            for form in known.forms
-            if text.startswith(form[: _enough(form)], start)
-        )
-        yield start, end
-        found = known.search(text, end)
-
-
-def _alike(form: str, text: str) -> int:
-    """Return how many characters at the beginning are the same."""
-    pairs = enumerate(zip(form, text, strict=False))
-    return next((at for at, (one, other) in pairs if one != other), min(len(form), len(text)))
-
-
-def _cut(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    parts, at = [], 0
-    for start, end in spans:
-        parts += [text[at:start], MASK]
-        at = end
-    return "".join([*parts, text[at:]])
-
-
-def _bytes(value: str) -> bytes:
-    return value.encode("utf-8", "surrogatepass")
-
-
 def _know() -> None:
-    """Look for what is secret now, if that is not what was looked for already."""
+    """Look for what is secret now, if that is not what was looked for already.
+
+    Without a lock, which a signal or a fork could meet: who sets what is known looks again, so that
+    nobody's older view stays.
+    """
     global _known  # noqa: PLW0603 (what a process knows is one thing)
-    values = frozenset(filter(_can_be_found, _made | _environment))
-    if values != _known.values:
-        _known = _Known.of(values)
+    while (values := frozenset(filter(_can_be_found, _made | _environment))) != _known.values:
+        _known = Known.of(values)
 
 
-_made: set[_Hidden] = set()
-_environment: frozenset[_Hidden] = frozenset()
-_known = _Known()
+_made: set[Hidden] = set()
+_environment: frozenset[Hidden] = frozenset()
+_known = Known()
