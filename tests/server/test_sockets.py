@@ -692,3 +692,22 @@ def test_so_many_requests_are_answered_at_once(listening):
                         return crowded, again
 
     assert within(main()) == ((503, 200), 200)
+
+
+def test_a_port_is_given_up_after_its_file(listening):
+    """Whoever still finds the file finds our server there, not one that took its port."""
+    seen = []
+
+    async def main():
+        def leaving():
+            with socket.create_connection(("127.0.0.1", served.port)):
+                seen.append(True)
+
+        async with listening(ScriptedEngine(), leaving=leaving) as served:
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", served.port)
+
+    within(main())
+
+    assert seen == [True]
