@@ -711,3 +711,27 @@ def test_a_port_is_given_up_after_its_file(listening):
     within(main())
 
     assert seen == [True]
+
+
+def test_those_who_came_and_went_leave_no_task(listening):
+    """Nothing of a connection is kept: no task, no place at the gate."""
+
+    async def main():
+        engine = Talking(0)
+        async with listening(engine, patience=PATIENT) as served:
+            before = len(asyncio.all_tasks())
+            for number in range(30):
+                engine.begun.clear()
+                way = ("websocket", "http")[number % 2]
+                (await begun(served, way, engine)).close()
+                async with calling(served) as (reader, writer):
+                    writer.write(
+                        head(served, "GET /health", UPGRADE if number % 3 else "", "wrong")
+                    )
+                    assert await answered(reader) == 401
+            state = served.server.server_state
+            while len(asyncio.all_tasks()) > before or state.connections:  # noqa: ASYNC110 (no event)
+                await asyncio.sleep(0)
+            return state.tasks, served.server.gate.quiet_seconds() > 0
+
+    assert within(main()) == (set(), True)
