@@ -67,9 +67,6 @@ class Strangers:
         """Have one wait no longer, if it did."""
         self._waiting.pop(transport, None)
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
 
 def protocols(patience: Patience, strangers: Strangers) -> dict[str, Any]:
     """Return what uvicorn makes of a TCP connection, by the names of its settings."""

@@ -151,3 +151,26 @@ def test_a_token_is_made_once_and_kept_private(monkeypatch, tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("fault", ["open to all", "a link", "empty"])
+def test_a_token_that_others_may_know_is_made_anew(monkeypatch, tmp_path, fault):
+    """What somebody else could have read or put there is no secret."""
+    monkeypatch.delenv("IPY_AGENT_SERVER_TOKEN", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    known = server_token()
+    file = tmp_path / "ipy-agent" / "token"
+    if fault == "open to all":
+        file.chmod(0o644)
+    elif fault == "a link":
+        file.replace(tmp_path / "elsewhere")
+        file.symlink_to(tmp_path / "elsewhere")
+    else:
+        file.write_text("")
+
+    made = server_token()
+
+    assert made != known
+    assert len(made) >= 43
+    assert stat.S_IMODE(file.lstat().st_mode) == 0o600
+    assert server_token() == made

@@ -692,3 +692,46 @@ def test_so_many_requests_are_answered_at_once(listening):
                         return crowded, again
 
     assert within(main()) == ((503, 200), 200)
+
+
+def test_a_port_is_given_up_after_its_file(listening):
+    """Whoever still finds the file finds our server there, not one that took its port."""
+    seen = []
+
+    async def main():
+        def leaving():
+            with socket.create_connection(("127.0.0.1", served.port)):
+                seen.append(True)
+
+        async with listening(ScriptedEngine(), leaving=leaving) as served:
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", served.port)
+
+    within(main())
+
+    assert seen == [True]
+
+
+def test_those_who_came_and_went_leave_no_task(listening):
+    """Nothing of a connection is kept: no task, no place at the gate."""
+
+    async def main():
+        engine = Talking(0)
+        async with listening(engine, patience=PATIENT) as served:
+            before = len(asyncio.all_tasks())
+            for number in range(30):
+                engine.begun.clear()
+                way = ("websocket", "http")[number % 2]
+                (await begun(served, way, engine)).close()
+                async with calling(served) as (reader, writer):
+                    writer.write(
+                        head(served, "GET /health", UPGRADE if number % 3 else "", "wrong")
+                    )
+                    assert await answered(reader) == 401
+            state = served.server.server_state
+            while len(asyncio.all_tasks()) > before or state.connections:  # noqa: ASYNC110 (no event)
+                await asyncio.sleep(0)
+            return state.tasks, served.server.gate.quiet_seconds() > 0
+
+    assert within(main()) == (set(), True)
