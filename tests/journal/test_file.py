@@ -263,3 +263,14 @@ def test_what_is_no_journal_is_read_as_nothing(path):
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE other (x)")
     assert read(path) == ([], False)
+
+
+def test_who_gives_up_waiting_does_not_end_the_writer(writer, path):
+    """A run may be interrupted while an intent is written: the next one is written too."""
+    one = writer()
+    for name in "abc":
+        one.put(Switched(name=name))
+        one.written().cancel()
+    one.written().result(SECONDS)
+
+    assert names(path) == (["a", "b", "c"], True)
