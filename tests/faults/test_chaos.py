@@ -250,7 +250,7 @@ def chaos(chance, obedient, served, proxy, waits):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1_800)
+@pytest.mark.timeout(900)
 def test_whatever_happens_a_run_ends_and_the_next_works(chaos, amount, figure):
     """After two thousand turns to which something happened, nothing was run twice or mixed up."""
     while chaos.turns < amount(60, 2_000):
