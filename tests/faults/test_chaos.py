@@ -115,8 +115,11 @@ class Chaos:
     def line(self):
         """Draw a connection."""
         draw = self.chance.randrange
-        fault = self.chance.choice(FAULTS), self.chance.choice(["up", "down"]), draw(5_000)
-        return {"faults": [fault], "piece": self.chance.choice([7, 100, 2**16])}
+        fault = self.chance.choice(FAULTS)
+        # A handshake that nobody answers takes its time, and has a test of its own.
+        after = draw(700 if fault in ("blackhole", "deaf") else 0, 5_000)
+        told = (fault, self.chance.choice(["up", "down"]), after)
+        return {"faults": [told], "piece": self.chance.choice([7, 100, 2**16])}
 
     def run(self, branch, told, clean=False):
         """Make a run and check how it ended."""
