@@ -120,9 +120,11 @@ class Writer:
 
     def _tell(self, jobs: list[_Job]) -> None:
         for job in jobs:
-            if isinstance(job, Future) and self.trouble is None:
+            if not isinstance(job, Future) or not job.set_running_or_notify_cancel():
+                continue  # whoever waited for it may have given up
+            if self.trouble is None:
                 job.set_result(None)
-            elif isinstance(job, Future):
+            else:
                 job.set_exception(JournalFailed(str(self.trouble)))
 
 

@@ -13,7 +13,12 @@ import logging
 import ssl
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidProxyStatus,
+    InvalidStatus,
+    WebSocketException,
+)
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, ConnectionFailed, UpgradeRefused
@@ -109,6 +114,8 @@ async def open_socket(endpoint: Endpoint, address: Address, clock: Clock) -> Soc
 def _may_pass(error: BaseException | None) -> bool:
     """Whether what kept a WebSocket from being opened is the way there, not what is there."""
     broken = (OSError, EOFError, ConnectionClosed)
+    if isinstance(error, InvalidProxyStatus):
+        return error.response.status_code >= 500  # noqa: PLR2004 (HTTP's own number)
     return isinstance(error, broken) or isinstance(getattr(error, "__cause__", None), broken)
 
 

@@ -215,7 +215,7 @@ class BothEnds(RuleBasedStateMachine):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1_800)
+@pytest.mark.timeout(900)
 def test_both_ends_agree_whatever_happens(obedient, served, proxy, waits, amount, figure):
     """Over forks, re-runs, other settings, failures, goodbyes, evictions and limits: always."""
     proxies, counts = {}, Counter()

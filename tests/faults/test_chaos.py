@@ -21,6 +21,7 @@ from ipy_agent.answers import Answer
 from ipy_agent.errors import AgentError, BudgetExceeded
 from ipy_agent.protocol.items import calls, text
 from ipy_agent.sessions import Session
+from ipy_agent.transport.http import HttpTransport
 from ipy_agent.transport.recovery import Recovery
 from ipy_agent.transport.websocket import WebSocketTransport
 
@@ -77,6 +78,7 @@ class Chaos:
         self.interrupting = set()
         self.happened = Counter()
         self.ended = Counter()
+        self.ways = Counter()
         self.turns = self.kept = 0
         self.bad = []
 
@@ -91,9 +93,15 @@ class Chaos:
         """Begin a session, and see to it for a number of runs."""
         self.proxy = self.chance.choice(self.proxies)
         endpoint = self.proxy.endpoint(key_env=KEY_VARIABLE)
-        way = WebSocketTransport(
-            endpoint, first_event=SILENT_SECONDS, idle=SILENT_SECONDS, probe=0.5, clock=self.clock
+        silent = {"first_event": SILENT_SECONDS, "idle": SILENT_SECONDS}
+        way = self.chance.choice(
+            [
+                WebSocketTransport(endpoint, probe=0.5, clock=self.clock, **silent),
+                WebSocketTransport(endpoint, probe=0.5, clock=self.clock, **silent),
+                HttpTransport(endpoint, **silent),
+            ]
         )
+        self.ways[type(way).__name__] += 1
         self.open = Session(
             endpoint,
             transport=Recovery(way, endpoint, clock=self.clock, chance=self.chance),
@@ -115,8 +123,11 @@ class Chaos:
     def line(self):
         """Draw a connection."""
         draw = self.chance.randrange
-        fault = self.chance.choice(FAULTS), self.chance.choice(["up", "down"]), draw(5_000)
-        return {"faults": [fault], "piece": self.chance.choice([7, 100, 2**16])}
+        fault = self.chance.choice(FAULTS)
+        # A handshake that nobody answers takes its time, and has a test of its own.
+        after = draw(700 if fault in ("blackhole", "deaf") else 0, 5_000)
+        told = (fault, self.chance.choice(["up", "down"]), after)
+        return {"faults": [told], "piece": self.chance.choice([7, 100, 2**16])}
 
     def run(self, branch, told, clean=False):
         """Make a run and check how it ended."""
@@ -206,6 +217,8 @@ class Chaos:
         branch = next(branch for branch, other, _ in runs if other == name)
         said = list(self.open._branches.tree.said(branch))
         ends = [at for at, item in enumerate(said) if text(item) == name]
+        if not ends and len(runs) > 1:
+            return  # the other run replaced what it followed: it is stale from the start
         whole = said[: ends[-1]] if ends else None
         if whole not in self.engine.heard[name]:
             self.bad.append(f"{name} was asked with another conversation")
@@ -250,7 +263,7 @@ def chaos(chance, obedient, served, proxy, waits):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1_800)
+@pytest.mark.timeout(900)
 def test_whatever_happens_a_run_ends_and_the_next_works(chaos, amount, figure):
     """After two thousand turns to which something happened, nothing was run twice or mixed up."""
     while chaos.turns < amount(60, 2_000):
@@ -262,4 +275,4 @@ def test_whatever_happens_a_run_ends_and_the_next_works(chaos, amount, figure):
         assert chaos.bad == []
 
     figure(f"{chaos.turns} turns in {sum(chaos.ended.values())} runs: {dict(chaos.ended)}")
-    figure(f"of what happened: {dict(chaos.happened)}")
+    figure(f"of what happened: {dict(chaos.happened)}, in sessions over {dict(chaos.ways)}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 from websockets.asyncio.server import serve
 
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import ConnectionLost, NoAnswer
+from ipy_agent.errors import ConnectionFailed, ConnectionLost, NoAnswer
 from ipy_agent.protocol.items import EMPTY, user
 from ipy_agent.protocol.requests import Fields, Request
+from ipy_agent.transport.handshake import OPEN_SECONDS
 from ipy_agent.transport.websocket import WebSocketTransport
 
 NOTICED_SECONDS = 40.0
@@ -101,6 +103,23 @@ async def _takes_its_time(connection):
     await connection.recv()
     await connection.send(COMPLETED)
     await connection.wait_closed()
+
+
+def test_a_handshake_that_nobody_answers_ends(hastily, loop_clock):
+    """After 15 seconds, as an address where nothing answers now."""
+
+    async def main(port):
+        way = WebSocketTransport(Endpoint.named(f"http://127.0.0.1:{port}/v1"), clock=loop_clock)
+        began = loop_clock.now()
+        with pytest.raises(ConnectionFailed) as raised:
+            await anext(way.stream(request()))
+        return raised.value, loop_clock.now() - began
+
+    with socket.create_server(("127.0.0.1", 0)) as listens:
+        error, seconds = hastily(main(listens.getsockname()[1]))
+
+    assert error.transient
+    assert OPEN_SECONDS <= seconds < OPEN_SECONDS + 1
 
 
 def test_pongs_are_no_first_event(hastily, loop_clock):

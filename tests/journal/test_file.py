@@ -306,3 +306,14 @@ def test_a_row_that_holds_no_fact_ends_what_can_be_read(path, fact):
         other.executemany("INSERT INTO facts (fact) VALUES (?)", rows)
 
     assert names(path) == (["a"], False)
+
+
+def test_who_gives_up_waiting_does_not_end_the_writer(writer, path):
+    """A run may be interrupted while an intent is written: the next one is written too."""
+    one = writer()
+    for name in "abc":
+        one.put(Switched(name=name))
+        one.written().cancel()
+    one.written().result(SECONDS)
+
+    assert names(path) == (["a", "b", "c"], True)

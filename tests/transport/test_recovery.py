@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 
 import pytest
 
@@ -435,6 +436,24 @@ def test_after_three_failures_the_endpoint_is_asked_over_http(ask, clock):
     )
     assert len(clock.slept) == 2
     assert (way._websocket.tries, way._http.tries) == (4, 2)
+
+
+def test_a_name_that_nobody_knows_is_asked_for_three_times(ask, clock, monkeypatch):
+    """It may be the network: the last time over HTTP; then one line says what was not found."""
+
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    *_, told, error = ask(AutoTransport(REMOTE))
+
+    assert told.text == "no WebSocket to api.example: trying HTTP"
+    assert isinstance(error, ConnectionFailed)
+    assert "Name or service not known" in str(error)
+    assert len(clock.slept) == 2
 
 
 def test_what_came_of_an_earlier_try_is_not_the_answer(over):

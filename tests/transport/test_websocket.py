@@ -983,15 +983,20 @@ def test_a_certificate_that_does_not_hold_is_not_accepted(run, http_peer, certif
 
 
 def test_a_remote_endpoint_is_reached_through_the_proxy(run, http_peer, monkeypatch):
-    """A proxy of the environment is asked for what is not on this machine, TLS or not."""
-    proxy = http_peer(*[[b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", ("close",)]] * 2)
+    """A proxy of the environment is asked for what is not on this machine, TLS or not.
+
+    What it says may pass if it is in trouble itself.
+    """
+    said = (b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status for status in (403, 503))
+    proxy = http_peer(*([one, ("close",)] for one in said))
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-    refused(run, Endpoint.named("http://model.invalid/v1"), ConnectionFailed)
-    refused(run, Endpoint.named("https://model.invalid/v1"), ConnectionFailed)
+    forbidden = refused(run, Endpoint.named("http://model.invalid/v1"), ConnectionFailed)
+    in_trouble = refused(run, Endpoint.named("https://model.invalid/v1"), ConnectionFailed)
 
+    assert (forbidden.transient, in_trouble.transient) == (False, True)
     asked = ["CONNECT model.invalid:80 HTTP/1.1", "CONNECT model.invalid:443 HTTP/1.1"]
     assert [heard.line for heard in proxy.seen] == asked
 
