@@ -4,12 +4,14 @@ A front end may have a click handled on a thread of its own while the cell runs.
 only ask: the run's `stop` is safe to call anywhere, and a tool that runs is interrupted by the
 very signal that an interrupt of the kernel sends.
 
-Rule: a signal is sent only while a tool runs, and the run does not go on before it arrived.
+Rule 1: a signal is sent only while a tool runs, and the run does not go on before it arrived.
+Rule 2: a child that a tool forked ends where the tool does: sockets and journal are the parent's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -46,10 +48,13 @@ class Stop(Interrupts):
             yield  # a signal would interrupt something else
             return
         with super().working(), _clicks_arrive():
-            self._in_tool = True
+            self._in_tool, process = True, os.getpid()
             try:
                 yield
             finally:
+                if os.getpid() != process:
+                    # A child that the tool forked: it would go on as a second kernel.
+                    os._exit(0)
                 self._in_tool = False
                 with self._lock:
                     pass  # a call that is under way has sent its signal by now: it is the tool's
