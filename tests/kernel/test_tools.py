@@ -181,3 +181,27 @@ def test_a_flood_reaches_the_cell_as_head_and_tail(kernel, serve):
     assert sum(len(str(one)) for one in cell.outputs) < 10**6
     kernel.run("row = ipy_agent.session().records.tools[-1]\nlong = len(row.output)")
     assert int(kernel.run("long").value) < 10**6
+
+
+def test_a_call_that_takes_long_says_so_in_the_cell_and_is_ended_by_nobody_else(own_kernel, serve):
+    """Below the table, while the main thread is busy; the user's interrupt then ends it."""
+    own_kernel.run(serve(python("while True: pass"), {"text": "next"}))
+    own_kernel.run("import ipy_agent.notebook.answer as answer\nanswer.LONG_SECONDS = 0.5")
+
+    client, told = own_kernel.client, []
+    asked = client.execute("%%agent --mode auto\nLoop.")
+    while True:
+        message = client.get_iopub_msg(timeout=60)
+        content = message["content"]
+        if message["msg_type"] == "comm_msg":
+            value = str(content["data"].get("state", {}).get("value", ""))
+            if "this call takes more than 0.5 s" in value:
+                told.append(value)
+                own_kernel.interrupt()
+        idle = message["msg_type"] == "status" and content["execution_state"] == "idle"
+        if idle and message["parent_header"].get("msg_id") == asked:
+            break
+
+    assert len(told) == 1
+    assert own_kernel.run(STATUS.format(1)).value == "[('python', 'interrupted')]"
+    assert "next" in said(own_kernel.run("%%agent\nGo on."))
