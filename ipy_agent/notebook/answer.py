@@ -20,7 +20,6 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from ipy_agent.agent.approval import Question, Reply
-from ipy_agent.notebook.interrupt import interrupts_raise
 from ipy_agent.notebook.panel import Board, Panel
 from ipy_agent.notebook.parts import (
     SUPERSEDED,
@@ -112,12 +111,15 @@ class CellFront:
         """Ask over `input()`; as long as that takes, the call stands in the cell as a question."""
         with self._screen.instead(Pending(question), of=self._open_calls()):
             self._refresh(now=True)
-            with interrupts_raise():
+            with self._stop.asking():
                 said = asked(question)
         self._refresh()
         if said is Reply.NOBODY:
             self.show(Notice(text=how_to_allow(question.tool), lasting=True))
         return said
+
+    def withdraw(self) -> None:
+        self._stop.withdraw()
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
         return self._stop.waiting(stop)

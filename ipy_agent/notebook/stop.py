@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 from collections.abc import Iterator
 
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
-from ipy_agent.notebook.interrupt import Interrupts
+from ipy_agent.notebook.interrupt import Interrupts, interrupt_main_thread
 
 __all__ = ["Stop"]
 
@@ -30,7 +29,6 @@ class Stop(Interrupts):
     def __init__(self) -> None:
         super().__init__()
         self._in_tool = False
-        self._lock = threading.Lock()
 
     def __call__(self, *_: object) -> None:
         """End the run, and the tool that it may be in."""
@@ -38,8 +36,7 @@ class Stop(Interrupts):
             if self._stop is not None:
                 self._stop()
             if self._in_tool:
-                # To this thread, for only so a call that waits in C, such as a sleep, ends.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                interrupt_main_thread()
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

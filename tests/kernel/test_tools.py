@@ -205,3 +205,30 @@ def test_a_call_that_takes_long_says_so_in_the_cell_and_is_ended_by_nobody_else(
     assert len(told) == 1
     assert own_kernel.run(STATUS.format(1)).value == "[('python', 'interrupted')]"
     assert "next" in said(own_kernel.run("%%agent\nGo on."))
+
+
+def test_a_question_that_nobody_answers_is_over_with_the_budget(own_kernel, serve):
+    """The cell ends at its deadline with one line, nothing ran, and the next cell works."""
+    own_kernel.run(serve(python("ran = 1"), {"text": "next"}))
+    own_kernel.run("%agent budget --seconds 1")
+
+    cell = own_kernel.run("%%agent\nAsk.", answer=lambda: None)
+
+    assert cell.error.startswith("BudgetExceeded: the run took 1 s: raise budget_seconds")
+    assert own_kernel.run("'ran' in globals()").value == "False"
+    own_kernel.run("%agent budget --seconds 60")
+    assert "next" in said(own_kernel.run("%%agent\nGo on."))
+
+
+def test_a_tool_that_outlives_the_budget_is_not_killed_and_the_cell_then_ends(own_kernel, serve):
+    """What it did stays; the run has one output for it, and ends with one line."""
+    slow = f"import ctypes\n{'ctypes.CDLL(None).usleep(999_000); ' * 2}\nran = 1"
+    own_kernel.run(serve(python(slow), {"text": "next"}))
+    own_kernel.run("%agent budget --seconds 1")
+
+    cell = own_kernel.run("%%agent --mode auto\nWork.")
+
+    assert cell.error.startswith("BudgetExceeded: the run took 1 s: raise budget_seconds")
+    assert own_kernel.run("ran").value == "1"
+    own_kernel.run("%agent budget --seconds 60")
+    assert "next" in said(own_kernel.run("%%agent\nGo on."))
