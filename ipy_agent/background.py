@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ __all__ = ["Background", "Work"]
 
 T = TypeVar("T")
 STOP_SECONDS = 2.0
+PAUSE_SECONDS = 0.02
 
 
 class Work:
@@ -70,10 +72,20 @@ class Background:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self.loop.run_forever, name="ipy_agent loop", daemon=True
-        )
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="ipy_agent loop", daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        """Run the loop until it is stopped, also past what breaks the loop itself.
+
+        While a user's code keeps `len` or another built-in for itself, asyncio cannot work.
+        """
+        while not self._stopped:
+            with contextlib.suppress(Exception):
+                self.loop.run_forever()
+                return
+            time.sleep(PAUSE_SECONDS)
 
     def start(
         self,
@@ -112,6 +124,7 @@ class Background:
             return
         with contextlib.suppress(TimeoutError):
             self.call(_end_the_rest(), STOP_SECONDS)
+        self._stopped = True
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(STOP_SECONDS)
         if not self._thread.is_alive():

@@ -180,3 +180,25 @@ def test_a_forked_child_is_told_and_touches_nothing():
 
     assert said.stdout.split() == ["7", "3"]
     assert said.stderr == ""
+
+
+def test_a_loop_that_breaks_goes_on():
+    """As while a user's code keeps `len` for itself: what waits is done once it is back."""
+    background, broken = Background(), threading.Event()
+    usual = background.loop._run_once
+
+    def breaks():
+        background.loop._run_once = usual
+        broken.set()
+        raise TypeError("'NoneType' object is not callable")
+
+    background.loop._run_once = breaks
+    background.loop.call_soon_threadsafe(lambda: None)
+
+    async def answer():
+        return 42
+
+    assert background.call(answer(), SECONDS) == 42
+    assert broken.is_set()
+    background.stop()
+    assert background.loop.is_closed()

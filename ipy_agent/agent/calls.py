@@ -1,7 +1,8 @@
 """A model's call of a tool, from its arguments to its output. Runs on the user's thread.
 
 Whatever happens, a call ends in one output: the model's mistakes and the tool's exceptions are
-told to the model, a refusal too. Only an interrupt also ends the run.
+told to the model, a refusal too. Only an interrupt also ends the run, and a model that makes one
+call over and over.
 
 Rule: an output is redacted here, before it is bounded and before anything is made of it. A tool
 that prints the environment tells its keys neither to the notebook nor to the model.
@@ -25,18 +26,25 @@ from ipy_agent.secrets import learn, redacted
 from ipy_agent.settings import Mode
 from ipy_agent.trace import ToolEnded
 
-__all__ = ["Outcome", "Worker", "cut_off", "refused"]
+__all__ = ["SAME_CALLS", "Outcome", "Worker", "cut_off", "refused"]
 
 INTERRUPTED = "interrupted by the user; side effects unknown"
 CUT_OFF = "cut off by the end of the run; side effects unknown"
+SAME_CALLS = 5
+"""At which time in a row the same call ends the run: its model goes round in circles."""
+STUCK = f"not run: this same call was made {SAME_CALLS} times in a row, and the run ends here"
 NOBODY = "not run: nobody is there to allow it; only the user can change that"
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of a call: the output for the model, and the row for the records."""
+    """What came of a call: the output for the model, and the row for the records.
+
+    `stuck` says that the model made the same call too often in a row.
+    """
 
     output: str | list[Item]
     ended: ToolEnded
+    stuck: bool = False
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -78,6 +86,7 @@ class Worker:
         self._endpoint = endpoint
         self._allowances = allowances or Allowances()
         self._previous: tuple[str, str] | None = None
+        self._times = 0
         self.refused = False
 
     def carry_out(self, call: Item, wanted: Callable[[], bool] = lambda: True) -> Outcome:
@@ -87,7 +96,10 @@ class Worker:
         """
         name, arguments = str(call.get("name")), _arguments(call)
         started_at = datetime.now(UTC)
-        run = self._run(name, arguments, wanted, custom=call["type"] == "custom_tool_call")
+        self._times = self._times + 1 if (name, arguments) == self._previous else 1
+        stuck = self._times >= SAME_CALLS
+        custom = call["type"] == "custom_tool_call"
+        run = _failed(STUCK) if stuck else self._run(name, arguments, wanted, custom=custom)
         learn()  # what ran may have brought secrets into the environment
         result = msgspec.structs.replace(run.result, text=redacted(run.result.text))
         self._previous = (name, arguments)
@@ -106,6 +118,7 @@ class Worker:
                 approval_ms=run.approval_ms,
                 status=run.status,
             ),
+            stuck=stuck,
         )
 
     def begins_early(self, call: Item) -> bool:

@@ -1,7 +1,8 @@
 """What has been said: the items of the conversation, always in a state that can be sent.
 
 Rule 1: every function call has exactly one output. `settle` gives one to those that a
-failure or an interrupt left open.
+failure or an interrupt left open; of two open calls with one id the first counts, and an output
+that answers no open call is left out, since no endpoint would take either.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from ipy_agent.agent.redaction import cleaned
-from ipy_agent.protocol.items import CALLS, EMPTY, Chain, Item, calls, output_of
+from ipy_agent.protocol.items import CALLS, EMPTY, Chain, Item, is_call, output_of
 from ipy_agent.protocol.requests import Fields, Request
 
 __all__ = ["MAIN", "Compacts", "Conversation", "compacted"]
@@ -70,20 +71,26 @@ class Conversation:
         """Take note that it was compacted, or could not be."""
         self._tried = True
 
-    def add(self, items: Iterable[Item]) -> None:
-        """Put items at the end."""
-        added = list(items)
+    def add(self, items: Iterable[Item]) -> list[Item]:
+        """Put items at the end, and return those that were put there."""
+        added = [item for item in items if self._is_new(item)]
         self.items = self.items.extend(added)
-        self._open.update((call["call_id"], call) for call in calls(added))
-        for item in added:
-            if item["type"] in _OUTPUTS:
-                self._open.pop(item["call_id"], None)
+        return added
+
+    def _is_new(self, item: Item) -> bool:
+        """Take note of a call or an output; return whether it has a place here."""
+        if is_call(item):
+            known = item["call_id"] in self._open
+            self._open.setdefault(item["call_id"], item)
+            return not known
+        if item["type"] in _OUTPUTS:
+            return self._open.pop(item.get("call_id", ""), None) is not None
+        return True
 
     def settle(self, why: str) -> list[Item]:
         """Answer the open calls with `why`, and return those answers."""
-        answers = [output_of(name, why, call["type"]) for name, call in self._open.items()]
-        self.add(answers)
-        return answers
+        calls = list(self._open.items())
+        return self.add(output_of(name, why, call["type"]) for name, call in calls)
 
     def back_to(self, items: Chain) -> None:
         """Take back what was said since the conversation was `items`."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from ipy_agent.agent.calls import SAME_CALLS
 from ipy_agent.agent.conversation import Conversation
 from ipy_agent.agent.early import EarlyCalls, Hear, Perform
 from ipy_agent.agent.redaction import heard
@@ -162,9 +163,8 @@ async def _turn(
         )
         response = await _exchange(transport, request, early.hear)
         output = response.output or []
-        conversation.add(output)
+        hear(ItemsAdded(items=conversation.add(output)))
         conversation.counted(_tokens(response))
-        hear(ItemsAdded(items=output))
         if response.status != "incomplete":
             for call in calls(output):
                 outcome = await early.outcome(call)
@@ -173,6 +173,8 @@ async def _turn(
                 hear(ItemsAdded(items=said))
                 if outcome.ended.status == "interrupted":
                     raise asyncio.CancelledError
+                if outcome.stuck:
+                    raise _stuck(call)
         status = response.status or "completed"
     except BaseException as error:
         status = _status(error, limit)
@@ -232,6 +234,14 @@ def _is_sound(item: Item) -> bool:
 def _tokens(response: Response) -> int | None:
     usage = response.usage
     return None if usage is None else usage.total_tokens or usage.input_tokens
+
+
+def _stuck(call: Item) -> BudgetExceeded:
+    return BudgetExceeded(
+        f"the model made the same call of {call['name'][:80]} {SAME_CALLS} times in a row: "
+        "ask the next cell to go on in another way",
+        code="same_call",
+    )
 
 
 def _misfit(misfit: Misfit, said: str) -> AnswerMisfit:

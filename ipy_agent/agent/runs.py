@@ -35,7 +35,10 @@ TICK_SECONDS = 0.1
 
 
 class Front(Protocol):
-    """Who looks on while a run goes: a cell, or nobody. Called on the thread of `run`."""
+    """Who looks on while a run goes: a cell, or nobody. Called on the thread of `run`.
+
+    Only `withdraw` is called on the loop's thread.
+    """
 
     def show(self, event: Event | Trace) -> None:
         """Show what happened."""
@@ -45,6 +48,9 @@ class Front(Protocol):
 
     def approve(self, question: Question) -> Reply:
         """Ask the user."""
+
+    def withdraw(self) -> None:
+        """Take a question back that is open: the run is over, and its budget, say, is used up."""
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
         """Hold while the run goes on; an interrupt then calls `stop`."""
@@ -64,6 +70,9 @@ class Quiet:
 
     def approve(self, question: Question) -> Reply:  # noqa: ARG002 (nobody is there to read it)
         return Reply.NOBODY
+
+    def withdraw(self) -> None:
+        pass
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:  # noqa: ARG002 (see above)
         return nullcontext()
@@ -124,10 +133,14 @@ def attend(
         stops.append(None)
         inbox.put(None)
 
-    run = background.start(begin(perform, hear), done=inbox.put)
+    def ended(result: concurrent.futures.Future[T]) -> None:
+        inbox.put(result)
+        front.withdraw()
+
+    run = background.start(begin(perform, hear), done=ended)
     with front.waiting(stop):  # also while it is ended: to ask again changes nothing
         try:
-            ended: T = _see_through(inbox, stops, worker, front, background).result()
+            result: T = _see_through(inbox, stops, worker, front, background).result()
         except BaseException as error:
             background.check()
             run.cancel()
@@ -136,7 +149,7 @@ def attend(
             if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
                 raise Interrupted("interrupted") from None
             raise
-        return ended
+        return result
 
 
 def _see_through(

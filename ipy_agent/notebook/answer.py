@@ -13,13 +13,13 @@ Rule 3: what is said later as a whole (an item, the terminal output) wins over t
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from ipy_agent.agent.approval import Question, Reply
-from ipy_agent.notebook.interrupt import interrupts_raise
 from ipy_agent.notebook.panel import Board, Panel
 from ipy_agent.notebook.parts import (
     SUPERSEDED,
@@ -62,6 +62,7 @@ from ipy_agent.trace import (
 __all__ = ["CellFront"]
 
 QUIET_SECONDS = 10
+LONG_SECONDS = 120.0
 
 
 class CellFront:
@@ -110,12 +111,15 @@ class CellFront:
         """Ask over `input()`; as long as that takes, the call stands in the cell as a question."""
         with self._screen.instead(Pending(question), of=self._open_calls()):
             self._refresh(now=True)
-            with interrupts_raise():
+            with self._stop.asking():
                 said = asked(question)
         self._refresh()
         if said is Reply.NOBODY:
             self.show(Notice(text=how_to_allow(question.tool), lasting=True))
         return said
+
+    def withdraw(self) -> None:
+        self._stop.withdraw()
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
         return self._stop.waiting(stop)
@@ -126,8 +130,21 @@ class CellFront:
             # A tool may keep us busy: the cell has to show it, the panel follows at its own pace.
             self._panel.refresh(whole=True)
             self._screen.refresh(self._sign(), now=True)
-            with self._screen.working():
+            with self._screen.working(), self._overdue():
                 yield
+
+    @contextlib.contextmanager
+    def _overdue(self) -> Iterator[None]:
+        """Say so when a call takes long, and end nothing: that is the user's to do."""
+        told = f"this call takes more than {LONG_SECONDS:g} s: Stop, or an interrupt, ends it"
+        timer = threading.Timer(LONG_SECONDS, self._panel.tell, (told,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._panel.tell("")
 
     def close(self) -> None:
         """Leave all displays static, with or without an answer; none, if nothing began.

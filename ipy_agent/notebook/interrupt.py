@@ -21,6 +21,7 @@ from ipy_agent.errors import Interrupted
 __all__ = [
     "Gate",
     "Interrupts",
+    "interrupt_main_thread",
     "interrupts_call",
     "interrupts_come_too_late",
     "interrupts_go_to",
@@ -65,6 +66,8 @@ class Interrupts:
         self._stop: Callable[[], None] | None = None
         self._waited = False
         self._noted = 0
+        self._in_question = False
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -95,6 +98,27 @@ class Interrupts:
         finally:
             self._stop = None
 
+    def withdraw(self) -> None:
+        """End the question that is open, if one is; from any thread."""
+        with self._lock:
+            if self._in_question:
+                interrupt_main_thread()
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Within this context an interrupt raises, and a question can be withdrawn."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with interrupts_raise():
+            self._in_question = True
+            try:
+                yield
+            finally:
+                self._in_question = False
+                with self._lock:
+                    pass  # as in `working`: it is the question's
+
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Within this context an interrupt is the tool's and, if it lives through it, the run's."""
@@ -110,6 +134,11 @@ class Interrupts:
         if self._stop is not None:
             self._stop()
         raise KeyboardInterrupt
+
+
+def interrupt_main_thread() -> None:
+    """Interrupt the main thread itself: only so a call that waits in C, such as a sleep, ends."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def interrupts_call(stop: Callable[[], None]) -> contextlib.AbstractContextManager[None]:

@@ -27,7 +27,7 @@ from ipy_agent.errors import ToolError
 from ipy_agent.notebook.capture import captured
 from ipy_agent.notebook.interrupt import Gate, interrupts_go_to
 from ipy_agent.notebook.preview import brief, preview, shown
-from ipy_agent.notebook.substitutes import replaced
+from ipy_agent.notebook.substitutes import builtins_put_back, replaced
 
 __all__ = ["kernel_tools"]
 
@@ -97,6 +97,7 @@ def _run_alone(shell: InteractiveShell, code: str) -> Result:
         _awaiting(shell),
         _kept_from_code(shell),
         captured(shell) as capture,
+        builtins_put_back() as broken,
     ):
         ended = shell.run_cell(code, store_history=False)
     error = ended.error_before_exec or ended.error_in_exec
@@ -105,6 +106,8 @@ def _run_alone(shell: InteractiveShell, code: str) -> Result:
     said = capture.texts(raised=not interrupted)
     tell = brief if said else shown
     made = [f"{name}: {tell(value)}" for name, value in _changed(shell, before)]
+    if broken:
+        made.append(f"built-ins put back as they were: {', '.join(broken)}")
     text = _NUMPY.sub(r"\1", "\n".join(said + made))
     if interrupted:
         # IPython swallows it; the run has to know, and the model what there was until then.

@@ -16,6 +16,7 @@ from typing import Any
 
 from IPython.display import DisplayHandle
 
+from ipy_agent import rendering
 from ipy_agent.notebook.views import Views
 from ipy_agent.records import Recorder
 from ipy_agent.tables.picture import LIVE, LIVE_CLASS
@@ -41,6 +42,7 @@ class Panel:
         widget: what to display; dead when the kernel is, so show `static()` in its place
             at the end.
         button: the one that stops.
+        remark: a line about what goes on.
         tabs: a view each, in the order of `VIEWS`.
     """
 
@@ -64,7 +66,8 @@ class Panel:
         self.button.on_click(stop)
         self.tabs = Tab([HTML() for _ in VIEWS], titles=VIEWS, selected_index=0)
         self.tabs.add_class(LIVE_CLASS)
-        self.widget = VBox([HTML(f"<style>{LIVE}</style>"), self.button, self.tabs])
+        self.remark = HTML()
+        self.widget = VBox([HTML(f"<style>{LIVE}</style>"), self.button, self.tabs, self.remark])
         for one in (self.button, self.tabs):
             heard_at_once(one.comm)
 
@@ -86,6 +89,10 @@ class Panel:
                 shown.value = draw().html(ROOM, live=True)
                 self._spent += len(shown.value) if force else 0
         return True
+
+    def tell(self, text: str) -> None:
+        """Show a line below the tables; from any thread, also while the main one is busy."""
+        self.remark.value = text and f'<div style="opacity:.7">{rendering.escape(text)}</div>'
 
     def static(self) -> dict[str, str]:
         """Return what was shown as a mime bundle that needs no kernel."""

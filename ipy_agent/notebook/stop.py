@@ -4,20 +4,21 @@ A front end may have a click handled on a thread of its own while the cell runs.
 only ask: the run's `stop` is safe to call anywhere, and a tool that runs is interrupted by the
 very signal that an interrupt of the kernel sends.
 
-Rule: a signal is sent only while a tool runs, and the run does not go on before it arrived.
+Rule 1: a signal is sent only while a tool runs, and the run does not go on before it arrived.
+Rule 2: a child that a tool forked ends where the tool does: sockets and journal are the parent's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import signal
+import os
 import threading
 from collections.abc import Iterator
 
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
-from ipy_agent.notebook.interrupt import Interrupts
+from ipy_agent.notebook.interrupt import Interrupts, interrupt_main_thread
 
 __all__ = ["Stop"]
 
@@ -28,7 +29,6 @@ class Stop(Interrupts):
     def __init__(self) -> None:
         super().__init__()
         self._in_tool = False
-        self._lock = threading.Lock()
 
     def __call__(self, *_: object) -> None:
         """End the run, and the tool that it may be in."""
@@ -36,8 +36,7 @@ class Stop(Interrupts):
             if self._stop is not None:
                 self._stop()
             if self._in_tool:
-                # To this thread, for only so a call that waits in C, such as a sleep, ends.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                interrupt_main_thread()
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -46,10 +45,13 @@ class Stop(Interrupts):
             yield  # a signal would interrupt something else
             return
         with super().working(), _clicks_arrive():
-            self._in_tool = True
+            self._in_tool, process = True, os.getpid()
             try:
                 yield
             finally:
+                if os.getpid() != process:
+                    # A child that the tool forked: it would go on as a second kernel.
+                    os._exit(0)
                 self._in_tool = False
                 with self._lock:
                     pass  # a call that is under way has sent its signal by now: it is the tool's

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from ipy_agent import rendering
 from ipy_agent.agent.approval import Question, Reply, called
 from ipy_agent.agent.tools import bounded
-from ipy_agent.notebook.interrupt import Interrupts, interrupts_raise
+from ipy_agent.notebook.interrupt import Interrupts
 from ipy_agent.notebook.parts import SHOWN, SUPERSEDED, Footer, kinds, row_of, source, summary
 from ipy_agent.notebook.questions import asked_in_terminal, how_to_allow, listed
 from ipy_agent.protocol.events import (
@@ -80,11 +80,14 @@ class PlainFront:
     def approve(self, question: Question) -> Reply:
         self._erase()
         self._end_line()
-        with interrupts_raise():
+        with self.interrupts.asking():
             said = asked_in_terminal(question, shown=self._shown == question.code)
         if said is Reply.NOBODY:
             self._line(how_to_allow(question.tool))
         return said
+
+    def withdraw(self) -> None:
+        self.interrupts.withdraw()
 
     def waiting(self, stop: Callable[[], None]) -> AbstractContextManager[object]:
         return self.interrupts.waiting(stop)

@@ -35,7 +35,7 @@ def test_settling_answers_each_open_call_once_and_in_order():
 
     answers = conversation.settle("not run")
     assert answers == [output_of("a", "not run"), output_of("c", "not run")]
-    assert conversation.items.since(5) == answers
+    assert conversation.items.since(4) == answers
     assert conversation.settle("again") == []
 
 
@@ -45,6 +45,17 @@ def test_an_output_may_come_with_its_call():
     conversation.add([call("a"), output_of("a", "done")])
 
     assert conversation.settle("not run") == []
+
+
+def test_what_no_endpoint_would_take_has_no_place():
+    """An open call's id a second time, and an output that answers nothing that is open."""
+    conversation = Conversation()
+    first, second = call("a"), {**call("a"), "arguments": "[]"}
+
+    assert conversation.add([output_of("a", "early"), first, second]) == [first]
+    assert conversation.add([output_of("a", "x"), output_of("a", "y")]) == [output_of("a", "x")]
+    assert conversation.add([second]) == [second]
+    assert list(conversation.items) == [first, output_of("a", "x"), second]
 
 
 def test_going_back_forgets_what_was_open():
@@ -94,3 +105,5 @@ def test_after_settling_the_server_misses_no_output(steps):
 
     conversation.settle("not run")
     assert open_calls(frozenset(), conversation.items) == frozenset()
+    kinds = [item["type"] for item in conversation.items]
+    assert kinds.count("function_call") == kinds.count("function_call_output")

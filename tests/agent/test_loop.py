@@ -445,6 +445,70 @@ def test_a_call_told_twice_runs_once(run):
         run(runs.run())
     assert runs.outputs() == ["2"]
     assert len(runs.recorder.tools) == 1
+    assert [item["type"] for item in runs.items[1:]] == ["function_call", "function_call_output"]
+
+
+def test_an_output_that_the_endpoint_makes_up_is_left_out(run):
+    """It answers no call of ours, and would make the conversation one that nobody takes."""
+
+    class MadeUp(Terminal):
+        output = ({"type": "function_call_output", "call_id": "x", "output": "ok"}, message("hi"))
+
+    runs = Runs(MadeUp())
+    assert run(runs.run()) == "hi"
+    assert [item["type"] for item in runs.items] == ["message", "message"]
+
+
+def test_the_same_call_five_times_in_a_row_ends_the_run_and_the_next_goes_on(run):
+    """Four of them ran; the fifth has an output that says why it did not."""
+    runs = Runs([*[calls("add")] * 5, {"text": "better"}])
+
+    with pytest.raises(BudgetExceeded, match="the same call of add 5 times in a row") as error:
+        run(runs.run())
+
+    assert error.value.code == "same_call"
+    *ran, last = runs.outputs()
+    assert ran == ["2"] * 4
+    assert last.startswith("not run: this same call was made 5 times in a row")
+    assert [row.status for row in runs.recorder.tools] == ["completed"] * 4 + ["failed"]
+    assert_can_be_sent(runs.items)
+    runs.worker = Worker(TOOLS, "auto", lambda _: False, HERE)
+    assert run(runs.run("go on")) == "better"
+
+
+def test_another_call_in_between_is_no_circle(run):
+    """Neither is one with other arguments."""
+    again = [calls("add"), calls("add"), calls("fail")]
+    runs = Runs([*again * 4, {"text": "done"}])
+
+    assert run(runs.run()) == "done"
+
+
+def test_calls_of_one_response_count_as_those_of_several(run):
+    """What is called behind the fifth is not run."""
+    runs = Runs([calls(*["add"] * 5, "fail")])
+
+    with pytest.raises(BudgetExceeded, match="5 times in a row"):
+        run(runs.run())
+    assert runs.outputs()[-1] == "not run"
+    assert_can_be_sent(runs.items)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 100_000, "x\n../\x00; rm", "\u202eevil", "add "])
+def test_a_tool_of_an_odd_name_is_the_models_mistake(run, name):
+    """It is told which tools there are, in a bounded text, and the run goes on."""
+    odd = {"type": "function_call", "call_id": "c", "name": name, "arguments": "{}"}
+
+    class Odd(Terminal):
+        output = (odd,)
+
+    runs = Runs(Odd(), budget_turns=1)
+    with pytest.raises(BudgetExceeded):
+        run(runs.run())
+    (said,) = runs.outputs()
+    assert said.startswith("there is no tool")
+    assert len(said) <= HERE.output_limit + 100
+    assert runs.recorder.tools[0].status == "failed"
 
 
 @pytest.mark.parametrize(

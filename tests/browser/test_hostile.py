@@ -164,7 +164,11 @@ def spoken(at, text):
     """Yield a message in three pieces, and then whole."""
     part = {"type": "output_text", "text": text, "annotations": []}
     item = {"type": "message", "id": f"m{at}", "role": "assistant", "content": [part]}
-    yield {"type": "response.output_item.added", "output_index": at, "item": {**item, "content": []}}
+    yield {
+        "type": "response.output_item.added",
+        "output_index": at,
+        "item": {**item, "content": []},
+    }
     for piece in thirds(text):
         yield {"type": "response.output_text.delta", "output_index": at, "delta": piece}
     yield done(at, item)
@@ -214,7 +218,9 @@ def read(text):
 
 def missing(page, selector, said):
     """Return which texts are not to be read in a part of the page, folded parts too."""
-    found = read(" ".join(page.locator(selector).evaluate_all("all => all.map(x => x.textContent)")))
+    found = read(
+        " ".join(page.locator(selector).evaluate_all("all => all.map(x => x.textContent)"))
+    )
     return [name for name, text in said.items() if read(text) not in found]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import io
 import sys
@@ -399,3 +400,57 @@ def test_a_thread_that_goes_on_printing_holds_little(shell, tools):
     for _ in range(1_000):
         shell.user_ns["kept"].write("x" * 10_000)
     assert len(shell.user_ns["kept"].getvalue()) < 250_000
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("import builtins\nbuiltins.len = None", "len"),
+        ("import builtins\nbuiltins.print = builtins.open = lambda *_: 1 / 0", "print, open"),
+        ("import builtins\ndel builtins.isinstance", "isinstance"),
+        ("import builtins\nbuiltins.input = 3\n1 / 0", "input"),
+        ("import builtins\nfor n in ('str', 'type', 'dict', 'list'): setattr(builtins, n, 0)", ""),
+        ("import builtins\nfor n in list(vars(builtins)): delattr(builtins, n)", ""),
+    ],
+    ids=range(6),
+)
+def test_built_ins_that_code_replaced_are_put_back(tools, code, names):
+    """The model is told, and the next call works; what was added stays."""
+    before = {**vars(builtins)}
+
+    told = tools["python"](code=code).text
+
+    assert "built-ins put back as they were: " in told
+    assert names in told
+    assert vars(builtins) == before
+    assert tools["python"](code="print(len([1]))\nimport builtins\nbuiltins.more = 1").text == "1"
+    assert vars(builtins).pop("more") == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nsys.stdout = sys.stderr = None",
+        "import sys, io\nsys.stdout = io.StringIO()\nsys.displayhook = None",
+        "import sys\nsys.stdout.close()",
+        "import os, tempfile\nwith tempfile.TemporaryDirectory() as d: os.chdir(d)",
+        "import threading\nthreading.Thread(target=lambda: 1 / 0).start",
+        "import sys\nclass Stop(SystemExit): pass\nraise Stop('enough')",
+        "import asyncio\nraise asyncio.CancelledError",
+        "raise GeneratorExit",
+        "get_ipython().display_pub = None",
+        "import sys\nsys.exit()",
+    ],
+    ids=range(10),
+)
+def test_whatever_code_does_to_its_surroundings_the_next_call_works(
+    tools, shell, code, monkeypatch, tmp_path
+):
+    """Streams and hooks are the cell's again; another folder is an effect like any other."""
+    monkeypatch.chdir(tmp_path)
+    before = sys.stdout, sys.stderr, sys.displayhook, shell.display_pub
+
+    tools["python"](code=code)
+
+    assert (sys.stdout, sys.stderr, sys.displayhook, shell.display_pub) == before
+    assert tools["python"](code="print('fine')\n1 + 1").text == "fine\n2"
