@@ -57,7 +57,7 @@ NO_MATH = "mathjax_ignore tex2jax_ignore"
 
 _ANSI = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
-    r"|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links and other strings
+    r"|\x1b[]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # titles, links and other strings
     r"|\x1b[ -/]*[0-Z\\^-~]"
 )
 _NEWLINE = re.compile(r"\r\n?")

@@ -319,6 +319,7 @@ def test_what_cannot_be_seen_is_shown():
 def test_terminal_colours_are_removed():
     """ANSI sequences go, whole, and what only begins like one is shown."""
     assert plain("\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;http://a\x1b\\y\x1b(B") == "red xy"
+    assert plain("\x1b]0;\nrm\n\x07") == "␛]0;\nrm\n␇"
     assert plain("10%\r20%\r\n") == "10%\n20%\n"
     assert plain("\x1b[") == "␛["
     assert seen(code("\x1b[31mNameError\x1b[0m")) == "NameError"

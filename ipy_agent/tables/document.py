@@ -59,16 +59,18 @@ class _Part(NamedTuple):
 
     def html(self) -> str:
         if self.output is not None:
-            body = rendering.code(self.said, self.language) + rendering.code(self.output)
+            called = rendering.code(self.said, self.language or "text")
+            body = called + rendering.code(self.output)
             return rendering.fold(self.who, body)
         if self.who == "assistant":
             return rendering.markdown(self.said)
         return f"<h3>{rendering.escape(self.who)}</h3><pre>{rendering.escape(self.said)}</pre>"
 
     def markdown(self) -> str:
-        fences = [_fence(self.said, self.language)]
+        shown = rendering.plain if self.output is None else rendering.listing
+        fences = [_fence(shown(self.said), self.language)]
         if self.output is not None:
-            fences.append(_fence(self.output))
+            fences.append(_fence(rendering.plain(self.output)))
         return "\n\n".join([f"**{_literal(self.who)}**", *fences])
 
 
@@ -136,9 +138,8 @@ def _literal(said: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", " ".join(rendering.plain(said).split()))
 
 
-def _fence(said: str, language: str = "") -> str:
+def _fence(shown: str, language: str = "") -> str:
     """Return a text in a fence that it cannot end."""
-    shown = rendering.plain(said)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence}{language}\n{shown}\n{fence}"
 
