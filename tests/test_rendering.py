@@ -247,6 +247,16 @@ def test_only_the_last_block_is_rendered_again():
     assert growing.html() == markdown(growing.text)
 
 
+def test_a_text_that_stays_is_not_rendered_again():
+    """A cell draws all its parts whenever one of them changes: the others cost nothing."""
+    growing = Growing("# a\n\nb *c*")
+    page = growing.html()
+
+    assert growing.html() is page
+    growing.add("d")
+    assert growing.html() == markdown("# a\n\nb *c*d")
+
+
 def test_a_huge_text_is_cut_and_says_so():
     """Of a text beyond the limit a part is rendered, and the length of the rest is told."""
     text = "word " * 30_000

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from ipy_agent import rendering
 from ipy_agent.protocol.items import is_call, text
-from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord
-from ipy_agent.tables.columns import COLUMNS
+from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord, TurnRecord
+from ipy_agent.tables.columns import COLUMNS, excerpt
 from ipy_agent.tables.frames import ended, total
 from ipy_agent.tables.lines import Line, Totals
 from ipy_agent.tables.picture import summary, turns_html
@@ -24,6 +24,8 @@ from ipy_agent.tables.prices import cost_usd
 __all__ = ["html", "markdown"]
 
 TITLE = "An agent's session"
+NAMES = 3
+"""How many models are named at the top."""
 
 
 def html(records: Recorder) -> bytes:
@@ -120,13 +122,21 @@ def _lines(records: Recorder) -> tuple[list[Line], Totals]:
 def _facts(records: Recorder) -> str:
     """Return who answered, when, and for how much, in one line."""
     rows = ended(records.turns)
-    names = dict.fromkeys(f"{row.model or 'a model'} at {row.endpoint}" for row in rows)
-    facts = [", ".join(names)] if names else []
+    names = dict.fromkeys(f"{_model(row)} at {row.endpoint}" for row in rows)
+    facts = [", ".join([*list(names)[:NAMES], *_rest(len(names))])] if names else []
     facts += [f"{row.started_at:%Y-%m-%d %H:%M} UTC" for row in rows[:1]]
     facts.append(_counted(len(ended(records.cells)), "cell run"))
     facts.append(_counted(len(records.tools), "tool call"))
     cost = total(cost_usd(row) for row in rows)
     return " · ".join(facts if cost is None else [*facts, f"US$ {cost:,.4f}"])
+
+
+def _model(row: TurnRecord) -> str:
+    return excerpt(row.model) if row.model else "a model"
+
+
+def _rest(count: int) -> list[str]:
+    return [f"{count - NAMES:,} more"] if count > NAMES else []
 
 
 def _counted(count: int, noun: str) -> str:
