@@ -58,7 +58,7 @@ NO_MATH = "mathjax_ignore tex2jax_ignore"
 
 _ANSI = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
-    r"|\x1b[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links and other strings
+    r"|\x1b[]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)"  # titles, links and other strings
     r"|\x1b[ -/]*[0-Z\\^-~]"
 )
 _NEWLINE = re.compile(r"\r\n?")
@@ -204,10 +204,12 @@ class Growing:
         self._fresh: list[str] = []
         self._length = 0
         self._done: list[str] = []
+        self._page: str | None = None
         self.add(text)
 
     def add(self, piece: str) -> None:
         """Append a piece of any size; it is rendered at the next look."""
+        self._page = None
         self._pieces.append(piece)
         self._fresh.append(piece[: max(0, LIMIT - self._length)])
         self._length += len(piece)
@@ -222,7 +224,12 @@ class Growing:
         return plain(self.text)
 
     def html(self) -> str:
-        """Return all that arrived as safe HTML."""
+        """Return all that arrived as safe HTML; what was rendered and is the same is kept."""
+        if self._page is None:
+            self._page = self._drawn()
+        return self._page
+
+    def _drawn(self) -> str:
         fresh = "".join(self._fresh)
         self._fresh.clear()
         self.open += fresh

@@ -247,6 +247,16 @@ def test_only_the_last_block_is_rendered_again():
     assert growing.html() == markdown(growing.text)
 
 
+def test_a_text_that_stays_is_not_rendered_again():
+    """A cell draws all its parts whenever one of them changes: the others cost nothing."""
+    growing = Growing("# a\n\nb *c*")
+    page = growing.html()
+
+    assert growing.html() is page
+    growing.add("d")
+    assert growing.html() == markdown("# a\n\nb *c*d")
+
+
 def test_a_huge_text_is_cut_and_says_so():
     """Of a text beyond the limit a part is rendered, and the length of the rest is told."""
     text = "word " * 30_000
@@ -319,6 +329,7 @@ def test_what_cannot_be_seen_is_shown():
 def test_terminal_colours_are_removed():
     """ANSI sequences go, whole, and what only begins like one is shown."""
     assert plain("\x1b[1;31mred\x1b[0m \x1b]0;title\x07x\x1b]8;;http://a\x1b\\y\x1b(B") == "red xy"
+    assert plain("\x1b]0;\nrm\n\x07") == "␛]0;\nrm\n␇"
     assert plain("10%\r20%\r\n") == "10%\n20%\n"
     assert plain("\x1b[") == "␛["
     assert seen(code("\x1b[31mNameError\x1b[0m")) == "NameError"

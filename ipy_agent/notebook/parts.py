@@ -59,16 +59,16 @@ class Call:
         self._is_over = True
 
     def html(self) -> str:
-        body = rendering.code(self._said, self._language)
+        body = rendering.code(self._said, self._language or "text")
         if self.ended is not None:
             body += rendering.code(bounded(self.ended.output, SHOWN))
         return rendering.fold(self._title(), body, open=self.ended is None and not self._is_over)
 
     def plain(self) -> str:
-        said = [f"[{self._title()}]", self._said]
+        said = [rendering.plain(f"[{self._title()}]"), rendering.listing(self._said)]
         if self.ended is not None:
-            said.append(f"-> {bounded(self.ended.output, SHOWN)}")
-        return rendering.plain("\n".join(said))
+            said.append(rendering.plain(f"-> {bounded(self.ended.output, SHOWN)}"))
+        return "\n".join(said)
 
     def _title(self) -> str:
         if self.ended is None:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from ipy_agent import rendering
 from ipy_agent.protocol.items import is_call, text
-from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord
+from ipy_agent.records import CellRecord, MessageRecord, Recorder, ToolRecord, TurnRecord
 from ipy_agent.secrets import learn
-from ipy_agent.tables.columns import COLUMNS
+from ipy_agent.tables.columns import COLUMNS, excerpt
 from ipy_agent.tables.frames import ended, total
 from ipy_agent.tables.lines import Line, Totals
 from ipy_agent.tables.picture import summary, turns_html
@@ -25,6 +25,8 @@ from ipy_agent.tables.prices import cost_usd
 __all__ = ["html", "markdown"]
 
 TITLE = "An agent's session"
+NAMES = 3
+"""How many models are named at the top."""
 
 
 def html(records: Recorder) -> bytes:
@@ -62,16 +64,18 @@ class _Part(NamedTuple):
 
     def html(self) -> str:
         if self.output is not None:
-            body = rendering.code(self.said, self.language) + rendering.code(self.output)
+            called = rendering.code(self.said, self.language or "text")
+            body = called + rendering.code(self.output)
             return rendering.fold(self.who, body)
         if self.who == "assistant":
             return rendering.markdown(self.said)
         return f"<h3>{rendering.escape(self.who)}</h3><pre>{rendering.escape(self.said)}</pre>"
 
     def markdown(self) -> str:
-        fences = [_fence(self.said, self.language)]
+        shown = rendering.plain if self.output is None else rendering.listing
+        fences = [_fence(shown(self.said), self.language)]
         if self.output is not None:
-            fences.append(_fence(self.output))
+            fences.append(_fence(rendering.plain(self.output)))
         return "\n\n".join([f"**{_literal(self.who)}**", *fences])
 
 
@@ -121,13 +125,21 @@ def _lines(records: Recorder) -> tuple[list[Line], Totals]:
 def _facts(records: Recorder) -> str:
     """Return who answered, when, and for how much, in one line."""
     rows = ended(records.turns)
-    names = dict.fromkeys(f"{row.model or 'a model'} at {row.endpoint}" for row in rows)
-    facts = [", ".join(names)] if names else []
+    names = dict.fromkeys(f"{_model(row)} at {row.endpoint}" for row in rows)
+    facts = [", ".join([*list(names)[:NAMES], *_rest(len(names))])] if names else []
     facts += [f"{row.started_at:%Y-%m-%d %H:%M} UTC" for row in rows[:1]]
     facts.append(_counted(len(ended(records.cells)), "cell run"))
     facts.append(_counted(len(records.tools), "tool call"))
     cost = total(cost_usd(row) for row in rows)
     return " · ".join(facts if cost is None else [*facts, f"US$ {cost:,.4f}"])
+
+
+def _model(row: TurnRecord) -> str:
+    return excerpt(row.model) if row.model else "a model"
+
+
+def _rest(count: int) -> list[str]:
+    return [f"{count - NAMES:,} more"] if count > NAMES else []
 
 
 def _counted(count: int, noun: str) -> str:
@@ -139,9 +151,8 @@ def _literal(said: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~&$#])", r"\\\1", " ".join(rendering.plain(said).split()))
 
 
-def _fence(said: str, language: str = "") -> str:
+def _fence(shown: str, language: str = "") -> str:
     """Return a text in a fence that it cannot end."""
-    shown = rendering.plain(said)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence}{language}\n{shown}\n{fence}"
 

@@ -11,19 +11,21 @@ import json
 import re
 import socketserver
 import threading
-import time
 
+import msgspec
 import nbformat
 import pytest
 
-from ipy_agent.rendering import plain
+from ipy_agent.errors import _visible as visible
+from ipy_agent.rendering import listing, plain
+from ipy_agent.tables.frames import _CONTROLS as CONTROLS
 
 pytestmark = pytest.mark.browser
 
 TOOL = '''import json, ipy_agent, pandas as pd
 pd.set_option("display.max_rows", None, "display.max_colwidth", 200, "display.max_columns", None)
 payloads = json.load(open("payloads.json"))
-everything = " ".join(payloads)
+everything = " ".join(one[:1_000] for one in payloads)
 
 @ipy_agent.tool
 def echo(text: str) -> str:
@@ -37,7 +39,7 @@ except ipy_agent.errors.AgentError:
 session = ipy_agent.session()
 for payload in payloads:
     session.run(payload)
-session.branch = "idea"
+session.fork("idea")
 """
 TABLES = """for table in (session.messages, session.tools, session.cells, session.turns):
     display(table)
@@ -48,7 +50,6 @@ get_ipython().run_line_magic("agent", "branch")
 EXPORTS = """for suffix in ("html", "md", "json", "csv"):
     session.export(f"hostile.{suffix}", "messages")
 """
-CONTROL = 'from IPython.display import HTML\nHTML("<img src=http://127.0.0.1:{}/control>")'
 CELLS = (
     "%%agent --mode auto\nSay it.",
     ERRORS,
@@ -123,6 +124,7 @@ def watched(page, listener):
 def assert_quiet(page, listener):
     """Check that no payload did anything in a page so far."""
     page.evaluate("() => new Promise(done => requestIdleCallback(done, {timeout: 2000}))")
+    assert page.locator("mjx-container").count() == 0
     hits = [frame.evaluate("() => window.__hit") for frame in page.frames]
     assert (listener.seen, page.tried) == ([], [])
     assert hits == [None] * len(hits)
@@ -216,49 +218,115 @@ def read(text):
     return " ".join(text.split())
 
 
-def missing(page, selector, said):
-    """Return which texts are not to be read in a part of the page, folded parts too."""
-    found = read(
-        " ".join(page.locator(selector).evaluate_all("all => all.map(x => x.textContent)"))
-    )
+def missing(page, number, said):
+    """Return which texts are not to be read in what a cell shows, folded parts too."""
+    output = page.locator(".jp-CodeCell").nth(number).locator(".jp-Cell-outputArea")
+    found = read(output.evaluate("output => output.textContent"))
     return [name for name, text in said.items() if read(text) not in found]
 
 
 def test_hostile_text_is_read_and_does_nothing(
     watched, jupyter, opened, peer, payloads, listener, shot, figure
 ):
-    """Streamed, thought, called, said by tools and errors, asked, in tables, reopened, exported."""
+    """Said, thought, called, answered, refused, asked, in tables, opened again and exported."""
     page, endpoint = watched, peer(list(frames(payloads)))
     first = f"%load_ext ipy_agent\n%agent connect {endpoint.url}\n{TOOL}"
-    jupyter.write("hostile.ipynb", first, *CELLS, CONTROL.format(listener.port))
+    jupyter.write("hostile.ipynb", first, *CELLS)
     notebook = opened("lab", "hostile.ipynb")
     page.context.set_default_timeout(60_000)
-    began = time.monotonic()
     for number in range(LAST):
         if number == QUESTION:
-            answer(notebook)
+            answer(notebook, shot)
         else:
             notebook.run(number)
-        print(number, f"{time.monotonic() - began:.1f}", len(notebook.text(number)))
         shot(f"hostile-{number}")
-    assert_quiet(page, listener)
-
-    whole = {one.name: plain(one.text[:1_000]) for one in payloads}
-    assert not missing(page, out(ANSWER), {one.name: one.shown for one in payloads})
     notebook.save()
-    notebook.start(LAST)
+
+    assert_quiet(page, listener)
+    assert_readable(page, payloads)
+    reopen(opened, jupyter, listener, payloads, shot)
+    look_at_exports(page, jupyter, listener, payloads, shot)
+    figure(f"{len(payloads)} hostile payloads: {len(listener.seen)} requests, 0 scripts")
+
+    control(opened, jupyter, listener)
+
+
+def assert_readable(page, payloads):
+    """Check that every payload is to be read wherever it was said, as it would be there."""
+    shown, listed, called, begun, encoded = {}, {}, {}, {}, {}
+    for one in payloads:
+        text = one.text[:500].rstrip()
+        shown[one.name] = plain(one.shown)
+        listed[one.name] = listing(text)
+        begun[one.name] = text[:30].translate(CONTROLS | {10: r"\n", 13: r"\r", 9: r"\t"})
+        encoded[one.name] = listing(msgspec.json.encode(text).decode()[1:-1])
+        called[one.name] = "".join(map(visible, " ".join(text.split())))
+    assert missing(page, ANSWER, shown) == []
+    assert missing(page, ANSWER, listed) == []
+    assert missing(page, ERROR, called) == []
+    assert missing(page, TABLE, begun) == []
+    assert missing(page, REQUEST, encoded) == []
+    assert missing(page, QUESTION, listed) == []
+    last = {one.name: plain(" ".join(one.text[:80].split()))[:20] for one in payloads[-45:]}
+    assert missing(page, PANEL, last) == []
+
+
+def reopen(opened, jupyter, listener, payloads, shot):
+    """Look at what was saved: signed by its server, and under another name as from elsewhere."""
+    saved = jupyter.saved("hostile.ipynb")
+    saved.metadata.elsewhere = True
+    nbformat.write(saved, jupyter.root / "hostile-elsewhere.ipynb")
+    for app, name in (
+        ("lab", "hostile.ipynb"),
+        ("lab", "hostile-elsewhere.ipynb"),
+        ("notebook", "hostile-elsewhere.ipynb"),
+    ):
+        notebook = opened(app, name)
+        notebook.outputs(QUESTION).get_by_text("Called.").wait_for()
+        shot(f"hostile-{app}-{name}")
+        assert_quiet(notebook.page, listener)
+        assert_readable(notebook.page, payloads)
+
+
+def look_at_exports(page, jupyter, listener, payloads, shot):
+    """Open what was exported, and the saved notebook as nbconvert shows it, in the same browser."""
+    from markdown_it import MarkdownIt
+    from nbconvert import HTMLExporter
+
+    shown = {one.name: plain(one.shown) for one in payloads}
+    converted, _ = HTMLExporter().from_filename(jupyter.root / "hostile.ipynb")
+    (jupyter.root / "converted.html").write_text(converted, "utf-8")
+    page.route(
+        lambda url: "127.0.0.1" not in url and url.startswith("http"), lambda one: one.abort()
+    )
+    said = (jupyter.root / "hostile.md").read_text("utf-8")
+    permissive = MarkdownIt("commonmark", {"html": True}).enable("table")
+    (jupyter.root / "markdown.html").write_text(permissive.render(said), "utf-8")
+    for name in ("hostile.html", "converted.html", "markdown.html", "hostile.json"):
+        page.goto((jupyter.root / name).as_uri())
+        shot(f"hostile-{name}")
+        assert_quiet(page, listener)
+        assert page.locator(".language-mermaid, .mermaid").count() == 0
+        if name in ("hostile.html", "converted.html"):
+            found = read(page.locator("body").evaluate("body => body.textContent"))
+            assert [one for one, text in shown.items() if read(text) not in found] == []
+    page.unroute_all()  # it answers on this thread, which is about to wait
+
+
+def control(opened, jupyter, listener):
+    """Check that the listener counts what a payload would do."""
+    picture = f"HTML('<img src=http://127.0.0.1:{listener.port}/control>')"
+    jupyter.write("control.ipynb", f"from IPython.display import HTML\n{picture}")
+    opened("lab", "control.ipynb").start(0)
     assert listener.came.wait(15)
     assert listener.seen == ["GET /control HTTP/1.1"]
 
 
-def out(number):
-    return f".jp-CodeCell >> nth={number} >> .jp-Cell-outputArea"
-
-
-def answer(notebook):
+def answer(notebook, shot):
     """Say yes to a question, once it is there."""
     box = notebook.start(QUESTION).locator("input.jp-Stdin-input")
     box.wait_for()
+    shot("hostile-question")
     box.fill("y")
     box.press("Enter")
     notebook.finish(QUESTION)

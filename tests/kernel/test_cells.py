@@ -201,6 +201,7 @@ def test_a_tool_defined_in_a_cell_is_on_offer_in_the_next(kernel, serve):
         ("%agent dance", "UsageError: argument command: invalid choice: 'dance'"),
         ("%agent mode always", "UsageError: argument mode: invalid choice"),
         ("%agent export turns.docx", "UsageError: "),
+        ("%agent export turns.json --defuse", "UsageError: there are no formulas in"),
         ("%agent connect ftp://x", "UsageError: 'ftp://x' is no endpoint"),
     ],
 )
@@ -243,6 +244,7 @@ def test_the_session_is_exported_by_suffix(kernel, serve, tmp_path):
         path = tmp_path / f"session.{suffix}"
         assert kernel.run(f"%agent export {path}").status == "ok"
         assert path.stat().st_size > 0
+    assert kernel.run(f"%agent export {path.with_suffix('.csv')} --defuse").status == "ok"
     read = kernel.run(f"len(pd.read_parquet({str(tmp_path / 'session.parquet')!r}))")
     assert int(read.value) == int(kernel.run("len(ipy_agent.session().turns)").value)
 

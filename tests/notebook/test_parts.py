@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipy_agent.notebook.parts import Document, Footer, Remark, Thoughts, kinds, row_of, summary
+from ipy_agent.notebook.parts import (
+    Call,
+    Document,
+    Footer,
+    Remark,
+    Thoughts,
+    kinds,
+    row_of,
+    summary,
+)
 from ipy_agent.records import Recorder, TurnRecord
 from ipy_agent.rendering import Growing, markdown
+from ipy_agent.trace import ToolBegan
 
 
 @given(
@@ -68,6 +78,17 @@ def test_a_remark_is_a_small_line():
     """It is shown literally."""
     assert "over &lt;HTTP&gt;" in Remark("over <HTTP>").html()
     assert Remark("over <HTTP>").plain() == "over <HTTP>"
+
+
+def test_nothing_of_a_call_is_hidden():
+    """What a terminal would swallow is shown of arguments; of an output it is left out."""
+    code = "safe() \x1b]0;\x07evil()"
+    call = Call(ToolBegan(call_id="c", name="run", arguments=code), "custom_tool_call")
+    for said in (call.html(), call.plain()):
+        assert "safe() ␛]0;␇evil()" in said
+
+    call = Call(ToolBegan(call_id="c", name="run\x1b[1m", arguments=f'{{"x": "{code[:6]}"}}'), None)
+    assert call.plain() == "[run …]\nsafe()"
 
 
 def test_calls_are_known_by_their_ids():

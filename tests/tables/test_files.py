@@ -199,6 +199,17 @@ def test_a_page_runs_nothing(hostile, tmp_path):
     assert "\u202e" not in text
 
 
+def test_a_page_names_a_few_models(records, turn, tmp_path):
+    """However many there were, and however an endpoint called them."""
+    records.turns += [turn(number, model=f"m{number}-" + "x" * 500) for number in range(10, 20)]
+    text = tables.export(records, tmp_path / "t.html").read_text("utf-8")
+    facts = Page(text[text.index("<p>") : text.index("</p>")]).text
+
+    assert "gpt-4o at openai, m10-xxx" in facts
+    assert "8 more" in facts
+    assert len(facts) < 300
+
+
 def test_a_page_tells_the_session(records, tmp_path):
     """The page has the totals, the turns, what was said and what the tools did."""
     page = Page(tables.export(records, tmp_path / "t.html").read_text("utf-8"))

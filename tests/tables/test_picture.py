@@ -21,6 +21,18 @@ SECTIONS = {"table", "colgroup", "thead", "tbody", "tfoot"}
 DASH = "\N{EN DASH}"
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_page_finds_no_formula_where_words_are_free(live):
+    """A prompt or a tool's name may hold one: MathJax leaves such a table alone."""
+    line, call = Line(turn="1", said="$x$"), CallLine(turn="1", name="$x$")
+    shown = (picture.cells([line], Totals(), 1), picture.calls([call], CallTotals()))
+
+    for one in shown:
+        page = one.html(live=live)
+        assert "$x$" in page
+        assert re.match('<table class="?mathjax_ignore[ >]', page)
+
+
 class Table(html.parser.HTMLParser):
     """The rows of a table, cell by cell, with the elements and attributes that it is made of."""
 
