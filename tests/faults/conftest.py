@@ -122,8 +122,8 @@ class FaultProxy:
             up = self._pump(line, "up", reader, far, (*line.instead, names))
             down = self._pump(line, "down", answer, writer, ())
             end = await _first(up, down)
-        except OSError:
-            pass
+        except (OSError, asyncio.CancelledError):
+            pass  # the server is gone, or the connection was cut
         finally:
             _end(writer, end)
             if far is not None:

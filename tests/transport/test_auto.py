@@ -165,7 +165,7 @@ def test_an_endpoint_known_to_have_none_is_not_asked_for_one(run, http_peer):
     assert (said(events), notices(events)) == ("1", [])
 
 
-@pytest.mark.parametrize("status", [400, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", [400, 500, 502, 503])
 def test_any_other_refusal_is_a_failure(run, http_peer, status):
     """A server in trouble may have a WebSocket: the next turn asks for it again."""
     other = http_peer(refusal(status), refusal(status))
