@@ -83,7 +83,9 @@ class Execution:
             async def noted(call: Item) -> Outcome:
                 if not worker.begins_early(call):
                     try:
-                        await notes.intended(call)
+                        # An interrupt ends the wait and not the writing: a journal whose
+                        # promise is cancelled under it would write nothing any more.
+                        await asyncio.shield(notes.intended(call))
                     except JournalFailed as error:
                         return refused(call, f"not run: {error}")
                 return await perform(call)

@@ -27,8 +27,8 @@ from ipy_agent.server.scripted import ScriptedEngine
 pytestmark = [pytest.mark.kernel, pytest.mark.long, pytest.mark.timeout(3_600)]
 
 SECONDS = 60
-NONCE = re.compile(r"nonce-\d+")
-ASKED = re.compile(r"(nonce-\d+) (\w+)")  # what is told of variables may stand before it
+NONCE = re.compile(r"nonce-\d+;")  # with its end: an answer may be cut off within it
+ASKED = re.compile(r"(nonce-\d+;) (\w+)")  # what is told of variables may stand before it
 KINDS = ("stream", "tool", "look", "ask", "await")
 WITHIN = 0.9
 """How many seconds after a cell began to show something the last interrupts come."""
@@ -113,7 +113,7 @@ def test_an_interrupt_at_any_moment_ends_one_cell_and_nothing_else(
     count = amount(8, 200)
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
-        nonce, following, pressed = f"nonce-{2 * number}", f"nonce-{2 * number + 1}", []
+        nonce, following, pressed = f"nonce-{2 * number};", f"nonce-{2 * number + 1};", []
         pause = chance.uniform(0, 0.3)
 
         def yes(pause=pause):

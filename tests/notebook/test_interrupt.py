@@ -6,6 +6,7 @@ import builtins
 import contextlib
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -14,6 +15,7 @@ from traitlets.config import Config
 from ipy_agent.agent.approval import Question
 from ipy_agent.agent.tools import TOOLS, tool_of
 from ipy_agent.errors import Interrupted
+from ipy_agent.notebook import interrupt
 from ipy_agent.notebook.answer import CellFront
 from ipy_agent.notebook.interrupt import (
     Gate,
@@ -402,3 +404,49 @@ def test_an_interrupt_at_the_question_is_a_no(front, session, tools, shell, monk
     assert ran == []
     assert s.tools[["approval", "status"]].values.tolist() == [["no", "interrupted"]]
     assert s.run("Again?").text == "fresh"
+
+
+# when the cell is over
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Return a function that tells of an ended cell, in a kernel whose front end sent `sent`."""
+
+    class Kernel:
+        def __init__(self, sent):
+            self.kernel = self
+            self.get_parent = lambda: {"content": {"code": sent}}
+
+    def tell(cell, sent):
+        monkeypatch.setattr(interrupt, "get_ipython", lambda: sent and Kernel(sent))
+        interrupt.interrupts_come_too_late(SimpleNamespace(info=SimpleNamespace(raw_cell=cell)))
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield tell
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_while_the_kernel_sends_a_cells_end_does_nothing(ended):
+    """It would be ipykernel's, whose reply is then lost."""
+    ended("%%agent\nGo.", "%%agent\nGo.")
+
+    press()
+
+
+@pytest.mark.parametrize(
+    ("cell", "sent"),
+    [
+        ("x = 1", "x = 1"),
+        ("%%agent\nGo.", "run_cell('%%agent\\nGo.')\nlong()"),
+        ("%%agent\nGo.", None),
+        (None, "%%agent\nGo."),
+    ],
+    ids=["another cell", "a cell within a cell", "no kernel", "no cell"],
+)
+def test_what_is_not_over_can_be_interrupted(ended, cell, sent):
+    """Only the cell that the front end sent ends with its end, and only ours are held."""
+    ended(cell, sent)
+
+    with pytest.raises(KeyboardInterrupt):
+        press()
