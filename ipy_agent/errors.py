@@ -55,6 +55,10 @@ __all__ = [
 ]
 
 
+LINE = 1_000
+"""How many characters of a message are printed: some endpoints answer with a page."""
+
+
 class AgentError(Exception):
     """Any failure of this package. In a notebook it shows as its one line."""
 
@@ -69,7 +73,9 @@ class AgentError(Exception):
     @property
     def line(self) -> str:
         """The message on one line, to be printed: an endpoint may have had a part in its words."""
-        return "".join(map(_visible, " ".join(str(self).splitlines())))
+        said = str(self)
+        cut = f" … {len(said) - LINE:,} characters more" if len(said) > LINE else ""
+        return "".join(map(_visible, " ".join(said[:LINE].splitlines()))) + cut
 
     def _render_traceback_(self) -> list[str]:
         """Show one line in IPython instead of our own frames."""

@@ -81,6 +81,15 @@ def test_codes_are_stable(name):
     assert getattr(errors, name).code == CODES[name]
 
 
+def test_a_long_message_is_cut_where_it_is_printed():
+    """All of it is there for who asks; a cell shows how it begins, and how much more there is."""
+    long = errors.ResponseFailed("x" * 34_000)
+
+    (shown,) = long._render_traceback_()
+    assert shown == f"ResponseFailed: {'x' * 1_000} … 33,000 characters more"
+    assert len(str(long)) == 34_000
+
+
 def test_a_code_may_be_the_endpoints_own():
     """The endpoint's word takes the place of ours, for that one error."""
     assert made("ResponseFailed").code == "slow_down"

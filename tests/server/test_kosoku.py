@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import kosoku
 import pytest
 from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from ipy_agent.server.process import MAX_FRAME
 from ipy_agent.server.scripted import ScriptedEngine
-
-kosoku = pytest.importorskip("kosoku")
 
 SAMPLE = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.2.*", "6.3.*", "7.*", "10.*"]
 ALL = [*SAMPLE, "6.*", "9.*"]  # 12 and 13 are deflate, which is off
