@@ -16,6 +16,7 @@ import msgspec
 import nbformat
 import pytest
 
+from ipy_agent.errors import LINE
 from ipy_agent.errors import _visible as visible
 from ipy_agent.rendering import listing, plain
 from ipy_agent.tables.frames import _CONTROLS as CONTROLS
@@ -37,6 +38,11 @@ ERRORS = """try:
 except ipy_agent.errors.AgentError:
     get_ipython().showtraceback()
 session = ipy_agent.session()
+for _ in range(REFUSALS):
+    try:
+        session.run("fail")
+    except ipy_agent.errors.AgentError:
+        get_ipython().showtraceback()
 for payload in payloads:
     session.run(payload)
 session.fork("idea")
@@ -142,12 +148,24 @@ def frames(payloads):
         said += [done(3_000 + at, call(f"b{at}", text, "x"))]
     yield turn(1, said)
     yield turn(2, spoken(0, "Said."))
-    refusal = {"type": "x", "code": whole, "message": whole, "param": whole}
-    yield [{"type": "error", "status": 400, "error": refusal}]
+    for text in (whole, *refusals(payloads)):
+        refusal = {"type": "x", "code": text, "message": text, "param": text}
+        yield [{"type": "error", "status": 400, "error": refusal}]
     for at, text in enumerate(texts):
         yield turn(10 + at, spoken(0, text[:2_000]), model=text[:200])
     yield turn(3, [done(0, call("c", "echo", whole))])
     yield turn(4, spoken(0, "Called."))
+
+
+def refusals(payloads):
+    """Return the payloads in as few lines as an error may have, since a cell shows 50 outputs."""
+    lines = [""]
+    for one in payloads:
+        text = one.text[:500].rstrip()
+        if len(lines[-1]) + len(text) >= LINE:
+            lines.append("")
+        lines[-1] += f"{text} "
+    return lines
 
 
 def turn(number, events, model="m"):
@@ -231,6 +249,7 @@ def test_hostile_text_is_read_and_does_nothing(
     """Said, thought, called, answered, refused, asked, in tables, opened again and exported."""
     page, endpoint = watched, peer(list(frames(payloads)))
     first = f"%load_ext ipy_agent\n%agent connect {endpoint.url}\n{TOOL}"
+    first += f"REFUSALS = {len(refusals(payloads))}\n"
     jupyter.write("hostile.ipynb", first, *CELLS)
     notebook = opened("lab", "hostile.ipynb")
     page.context.set_default_timeout(60_000)
