@@ -17,31 +17,6 @@ def said(cell):
     return "\n".join(one.get("text/plain", "") for one in cell.displays)
 
 
-BROKEN = """
-import builtins, ctypes
-wait = ctypes.CDLL(None).usleep
-for name in ('len', 'min', 'max', 'range', 'isinstance', 'print', 'open', 'sum', 'str'):
-    setattr(builtins, name, None)
-wait(600_000)
-"""
-
-
-def test_built_ins_that_code_breaks_for_a_while_break_neither_socket_nor_journal(own_kernel, serve):
-    """The loop and the journal work on their own threads meanwhile, and go on afterwards."""
-    own_kernel.run(
-        serve(python(BROKEN), python("x = len('four')\nx"), {"text": "fine"}, {"text": "again"})
-    )
-
-    cell = own_kernel.run("%%agent --mode auto\nBreak.")
-    after = own_kernel.run("%%agent --mode auto\nGo on.")
-
-    assert cell.status == "ok", cell.error
-    assert "'NoneType' object is not callable" in said(cell)
-    assert "fine" in said(cell)
-    assert "again" in said(after)
-    assert own_kernel.run("print(x, len([1]))").stdout == "4 1\n"
-
-
 FORKS = """
 import os
 child = os.fork()
