@@ -30,7 +30,7 @@ def test_two_cells_share_one_connection_and_the_frames_tell_it(kernel, serve):
     )
     assert turns.stdout.strip() == "[[1,0,false],[1,2,true],[1,4,true]] 1 True"
     frames = kernel.run(
-        "s = ipy_agent.session()\n"
+        "s = __import__('ipy_agent').session()\n"
         "print(len(s.cells) >= 2, s.tools.iloc[-1][['name', 'output', 'status', 'approval']]"
         ".tolist(), s.messages['type'].tail(6).tolist())"
     )
@@ -71,9 +71,9 @@ def test_a_call_runs_only_after_a_yes(kernel, serve, answer, ran, status):
     assert "asked = 'yes'" in question
     assert cell.status == "ok"
     assert kernel.run("asked == 'yes'").value == str(ran)
-    assert kernel.run("ipy = ipy_agent.session().tools['status'].iloc[-1]; ipy").value == repr(
-        status
-    )
+    assert kernel.run(
+        "ipy = __import__('ipy_agent').session().tools['status'].iloc[-1]; ipy"
+    ).value == repr(status)
 
 
 def test_without_stdin_the_answer_is_no(kernel, serve):
@@ -102,7 +102,7 @@ def test_what_code_prints_raises_and_draws_shows_and_goes_to_the_model(kernel, s
     cell = kernel.run("%%agent --mode auto\nGo.")
 
     outputs = kernel.run(
-        "print(__import__('json').dumps(ipy_agent.session().tools['output'].tail(3).tolist()))"
+        "print(__import__('json').dumps(__import__('ipy_agent').session().tools['output'].tail(3).tolist()))"
     )
     printed, raised, drawn = json.loads(outputs.stdout)
     assert printed == "printed\n[1, 2]"
@@ -140,7 +140,7 @@ def test_an_interrupt_while_streaming_ends_the_cell_and_the_next_one_works(kerne
     assert stopped.status == "error"
     assert stopped.error.splitlines() == ["Interrupted: interrupted"]
     assert "fresh" in after.displays[0]["text/plain"]
-    statuses = kernel.run("ipy_agent.session().turns['status'].tail(2).tolist()")
+    statuses = kernel.run("__import__('ipy_agent').session().turns['status'].tail(2).tolist()")
     assert statuses.value == "['interrupted', 'completed']"
 
 
@@ -163,7 +163,8 @@ def test_an_interrupt_in_a_tool_ends_the_tool_and_the_run(kernel, serve):
     assert stopped.status == "error"
     assert "fresh" in after.displays[0]["text/plain"]
     frames = kernel.run(
-        "s = ipy_agent.session()\nprint(s.tools['status'].iloc[-1], s.tools['output'].iloc[-1])"
+        "s = __import__('ipy_agent').session()\n"
+        "print(s.tools['status'].iloc[-1], s.tools['output'].iloc[-1])"
     )
     said, made = frames.stdout.strip().splitlines()
     assert said == "interrupted interrupted by the user; side effects unknown"
@@ -229,7 +230,9 @@ def test_the_model_that_is_not_served_is_named(kernel, serve):
     cell = kernel.run("%%agent -m gpt-unknown\nhi")
 
     assert cell.error == "ResponseFailed: no such"
-    assert kernel.run("ipy_agent.session().turns['status'].iloc[-1]").value == "'failed'"
+    assert (
+        kernel.run("__import__('ipy_agent').session().turns['status'].iloc[-1]").value == "'failed'"
+    )
 
 
 def test_the_session_is_exported_by_suffix(kernel, serve, tmp_path):
