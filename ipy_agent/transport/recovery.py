@@ -4,7 +4,7 @@ What broke decides, by a table, how often a turn is tried in all. Between two tr
 that grows and is never twice the same, or as long as an endpoint asks for that has too much to do.
 What had arrived of an earlier try is superseded: a new `RequestSent` says so.
 
-Rule 1: nothing is asked again once a turn's terminal event was passed on.
+Rule 1: nothing is asked again once a turn's terminal event was passed on, or the way was closed.
 Rule 2: a pause is a sleep on the loop, which an interrupt ends.
 """
 
@@ -85,10 +85,11 @@ class Recovery:
         self.endpoint = endpoint
         self._clock = clock or Clock()
         self._chance = chance or random.Random()  # noqa: S311 (nobody has to guess it)
+        self._closings = 0
 
     async def stream(self, request: Request) -> Stream:
         """Answer a whole request, however often it has to be sent; see `Transport.stream`."""
-        tries, sent, over = Counter[_Again](), 0, False
+        tries, sent, over, closings = Counter[_Again](), 0, False, self._closings
         while True:
             try:
                 async with contextlib.aclosing(self.transport.stream(request)) as stream:
@@ -106,6 +107,7 @@ class Recovery:
                     else:
                         return
             except AgentError as error:
+                over = over or self._closings != closings
                 found = None if over else _again(error, self.endpoint, reached=sent > 0)
                 if found is None or not found.left(tries):
                     raise
@@ -114,6 +116,8 @@ class Recovery:
             number = f"try {tries[again] + 1} of {again.tries}"
             yield Notice(text=f"{again.told}: asking again in {pause:.1f} s ({number})")
             await self._clock.sleep(pause)
+            if self._closings != closings:
+                raise ConnectionLost("closed in a turn; run the cell again", sent=sent > 0)
 
     async def rehearse(self, request: Request) -> Rehearsal:
         """Return what `stream` would send first; see `Transport.rehearse`."""
@@ -124,7 +128,8 @@ class Recovery:
         return self.transport.describe()
 
     async def aclose(self) -> None:
-        """Say goodbye and let go of everything."""
+        """Say goodbye and let go of everything; what is under way is not asked again."""
+        self._closings += 1
         await self.transport.aclose()
 
     def _pause(self, tries: int) -> float:

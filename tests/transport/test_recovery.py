@@ -58,6 +58,9 @@ class Breaking:
                 raise event
             yield event
 
+    async def aclose(self):
+        pass
+
 
 def created(name="resp_1"):
     return {"type": "response.created", "response": {"id": name}}
@@ -454,6 +457,31 @@ def test_a_name_that_nobody_knows_is_asked_for_three_times(ask, clock, monkeypat
     assert isinstance(error, ConnectionFailed)
     assert "Name or service not known" in str(error)
     assert len(clock.slept) == 2
+
+
+@pytest.mark.parametrize("when", ["in the turn", "in the pause"])
+def test_a_turn_whose_way_was_closed_is_not_asked_again(run, clock, when):
+    """Who closes a session in a turn wants no other connection of it."""
+    lost, way = ConnectionLost("let go", sent=True), Breaking()
+    recovery = Recovery(way, REMOTE, clock=clock)
+
+    async def closed(*_):
+        await recovery.aclose()
+
+    async def breaks(_):
+        way.tries += 1
+        yield sent()
+        if when == "in the turn":
+            await closed()
+        raise lost
+
+    way.stream = breaks
+    if when == "in the pause":
+        clock.sleep = closed
+    with pytest.raises(ConnectionLost):
+        run(keep([], recovery))
+
+    assert way.tries == 1
 
 
 def test_what_came_of_an_earlier_try_is_not_the_answer(over):
