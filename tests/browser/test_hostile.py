@@ -265,7 +265,9 @@ def test_hostile_text_is_read_and_does_nothing(
     assert_readable(page, payloads)
     reopen(opened, jupyter, listener, payloads, shot)
     look_at_exports(page, jupyter, listener, payloads, shot)
-    figure(f"{len(payloads)} hostile payloads: {len(listener.seen)} requests, 0 scripts")
+    figure(
+        f"{len(payloads)} hostile payloads: {len(listener.seen)} requests, {len(page.tried)} tries"
+    )
 
     control(opened, jupyter, listener)
 
