@@ -3,6 +3,9 @@
 The loop puts in events and tool calls, this side takes them out: it shows the ones and
 carries out the others, since output, questions and the user's variables live here. An inbox
 belongs to one run; a shared one would let the end of a cancelled run end the next.
+
+Rule: this thread is woken for what it has to do, and at most 20 times a second for what it only
+has to show. Woken for each event, the two threads would spend their time on taking turns.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import asyncio
 import concurrent.futures
 import contextlib
 import queue
-from collections.abc import Callable, Coroutine
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
@@ -31,7 +36,7 @@ __all__ = ["Front", "Quiet", "attend"]
 T = TypeVar("T")
 Begin = Callable[[Perform, Hear], Coroutine[Any, Any, T]]
 STOP_SECONDS = 1.0
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.05
 
 
 class Front(Protocol):
@@ -41,10 +46,10 @@ class Front(Protocol):
     """
 
     def show(self, event: Event | Trace) -> None:
-        """Show what happened."""
+        """Take in what happened. Several come at once: `tick` follows the last of them."""
 
     def tick(self) -> None:
-        """Nothing happened for a tenth of a second."""
+        """Bring what is shown up to date. Comes every twentieth of a second, at least."""
 
     def approve(self, question: Question) -> Reply:
         """Ask the user."""
@@ -99,6 +104,43 @@ class _Job:
             self.outcome.set_result(outcome)
 
 
+class _Inbox:
+    """What happened in a run, until the caller's thread takes it out in its order.
+
+    Nothing here takes a lock that a signal could meet while it is held.
+    """
+
+    def __init__(self) -> None:
+        self._messages: deque[Any] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._rung = -TICK_SECONDS
+
+    def put(self, message: object) -> None:
+        """Put in what has to be acted on."""
+        self._messages.append(message)
+        self._bell.put(None)
+
+    def tell(self, event: Event | Trace) -> None:
+        """Put in what has to be seen some time; from one thread only."""
+        self._messages.append(event)
+        now = time.monotonic()
+        if now - self._rung >= TICK_SECONDS:
+            self._rung = now
+            self._bell.put(None)
+
+    def wait(self) -> None:
+        """Wait until there is something to act on or to see, at most for a tick."""
+        with contextlib.suppress(queue.Empty):
+            self._bell.get(timeout=TICK_SECONDS)
+            while True:
+                self._bell.get_nowait()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield what is there, the oldest first."""
+        while self._messages:
+            yield self._messages.popleft()
+
+
 def attend(
     begin: Begin[T], worker: Worker, front: Front, background: Background, record: Hear
 ) -> T:
@@ -115,11 +157,11 @@ def attend(
         AgentError: what ended the run.
         Interrupted: the user did.
     """
-    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    inbox = _Inbox()
 
     def hear(event: Event | Trace) -> None:
         record(event)
-        inbox.put(event)
+        inbox.tell(event)
 
     async def perform(call: Item) -> Outcome:
         job = _Job(call)
@@ -153,7 +195,7 @@ def attend(
 
 
 def _see_through(
-    inbox: queue.SimpleQueue[Any],
+    inbox: _Inbox,
     stops: list[None],
     worker: Worker,
     front: Front,
@@ -166,25 +208,23 @@ def _see_through(
         return lambda: not stops and not job.outcome.done()
 
     while True:
-        try:
-            message = inbox.get(timeout=TICK_SECONDS)
-        except queue.Empty:
-            front.tick()
-            continue
-        if isinstance(message, _Job):
-            with front.working():
-                # An interrupt from here on is the tool's; one that came before is the run's.
-                outcome = None if stops else worker.carry_out(message.call, wanted(message))
-            background.check()  # a tool may fork: the run is the parent's
-            if outcome is not None:
-                message.done(_as_stopped(outcome) if stops else outcome)
-                told = len(stops)  # the run ends by itself, once it has taken the output
-        elif isinstance(message, concurrent.futures.Future):
-            return message
-        elif message is not None:
-            front.show(message)
-        if len(stops) > told:
-            raise Interrupted("interrupted")
+        inbox.wait()
+        for message in inbox:
+            if isinstance(message, _Job):
+                with front.working():
+                    # An interrupt from here on is the tool's; one that came before is the run's.
+                    outcome = None if stops else worker.carry_out(message.call, wanted(message))
+                background.check()  # a tool may fork: the run is the parent's
+                if outcome is not None:
+                    message.done(_as_stopped(outcome) if stops else outcome)
+                    told = len(stops)  # the run ends by itself, once it has taken the output
+            elif isinstance(message, concurrent.futures.Future):
+                return message
+            elif message is not None:
+                front.show(message)
+            if len(stops) > told:
+                raise Interrupted("interrupted")
+        front.tick()
 
 
 def _as_stopped(outcome: Outcome) -> Outcome:
