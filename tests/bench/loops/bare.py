@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+from typing import Any
 
 import msgspec
-from offer import INSTRUCTIONS, TOOLS, look
+from offer import INSTRUCTIONS, TOOLS, Meter, look, tell
 from websockets.asyncio.client import connect
 
 
@@ -29,38 +29,45 @@ class Event(msgspec.Struct):
     """Any event."""
 
     type: str
+    delta: str = ""
     response: Response | None = None
 
 
-async def main(url: str, runs: int) -> None:
+async def loop(url: str, runs: int, meter: Meter) -> None:
     """Ask, run the tool, ask again."""
     decode = msgspec.json.Decoder(Event).decode
     encode = msgspec.json.Encoder().encode
     kept = encode(
         {"type": "response.create", "store": False, "instructions": INSTRUCTIONS, "tools": TOOLS}
     )[:-1]
+    url = url.replace("http", "ws") + "/responses"
     async with connect(url, compression=None, max_size=None, proxy=None) as socket:
         before: str | None = None
         for run in range(runs):
-            new: list[dict] = [{"type": "message", "role": "user", "content": f"question {run}"}]
-            while new:
-                rest = encode({"previous_response_id": before, "input": new})
-                await socket.send(kept + b"," + rest[1:], text=True)
-                while True:
-                    event = decode(await socket.recv(decode=False))
-                    if event.type == "response.completed":
-                        break
-                assert event.response is not None
-                before = event.response.id
-                new = [
-                    {
-                        "type": "function_call_output",
-                        "call_id": item.call_id,
-                        "output": look(**msgspec.json.decode(item.arguments)),
-                    }
-                    for item in event.response.output
-                    if item.type == "function_call"
-                ]
+            with meter.run():
+                new: list[Any] = [{"type": "message", "role": "user", "content": f"question {run}"}]
+                while new:
+                    rest = encode({"previous_response_id": before, "input": new})
+                    await socket.send(kept + b"," + rest[1:], text=True)
+                    said = []
+                    while True:
+                        event = decode(await socket.recv(decode=False))
+                        if event.type == "response.output_text.delta":
+                            said.append(event.delta)
+                        elif event.type == "response.completed":
+                            break
+                    assert event.response is not None
+                    before = event.response.id
+                    new = [
+                        {
+                            "type": "function_call_output",
+                            "call_id": item.call_id,
+                            "output": look(**msgspec.json.decode(item.arguments)),
+                        }
+                        for item in event.response.output
+                        if item.type == "function_call"
+                    ]
 
 
-asyncio.run(main(sys.argv[1].replace("http", "ws") + "/responses", int(sys.argv[2])))
+if __name__ == "__main__":
+    tell(lambda *args: asyncio.run(loop(*args)))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-
-from offer import FILLER, INSTRUCTIONS, NAMES, look
+from offer import INSTRUCTIONS, NAMES, Meter, look, tell
 
 from ipy_agent.agent.tools import tool_of
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.sessions import Session
 
-look.__doc__ = f"Look at a row. {FILLER}"
-for name in NAMES:
-    tool_of(look, name=name, register=True)
-session = Session(
-    Endpoint.named(sys.argv[1]),
-    instructions=INSTRUCTIONS,
-    mode="auto",
-    budget_turns=None,
-    journal="--journal" in sys.argv,
-)
-for run in range(int(sys.argv[2])):
-    session.run(f"question {run}")
-session.close()
+
+def loop(url: str, runs: int, meter: Meter, *options: str) -> None:
+    """Ask a question a run."""
+    for name in NAMES:
+        tool_of(look, name=name, register=True)
+    session = Session(
+        Endpoint.named(url),
+        instructions=INSTRUCTIONS,
+        mode="auto",
+        budget_turns=None,
+        journal="--journal" in options,
+    )
+    for run in range(runs):
+        with meter.run():
+            session.run(f"question {run}")
+    session.close()
+
+
+if __name__ == "__main__":
+    tell(loop)
