@@ -85,7 +85,8 @@ class Execution:
                     try:
                         # An interrupt ends the wait and not the writing: a journal whose
                         # promise is cancelled under it would write nothing any more.
-                        await asyncio.shield(notes.intended(call))
+                        if (written := notes.intended(call)) is not None:
+                            await asyncio.shield(written)
                     except JournalFailed as error:
                         return refused(call, f"not run: {error}")
                 return await perform(call)

@@ -67,6 +67,8 @@ class EarlyCalls:
     async def close(self) -> None:
         """Give up what was begun for nothing."""
         self._turn = None
+        if not self._begun:
+            return
         for task in self._begun.values():
             task.cancel()
         await asyncio.gather(*self._begun.values(), return_exceptions=True)

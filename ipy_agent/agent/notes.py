@@ -6,6 +6,8 @@ Rule 2: to be told costs the same however long the conversation is.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from ipy_agent.agent.tree import Run
 from ipy_agent.protocol.events import Event
 from ipy_agent.protocol.items import Item
@@ -50,12 +52,13 @@ class Notes:
     def heard(self, event: Event | Trace, rows: Listener) -> None:
         """Something of a run happened, and its rows tell of it."""
 
-    async def intended(self, call: Item) -> None:
-        """A call with side effects is about to be carried out.
+    def intended(self, call: Item) -> Awaitable[None] | None:  # noqa: ARG002 (nobody notes it)
+        """A call with side effects is about to be carried out: not before this is awaited.
 
         Raises:
-            AgentError: that cannot be kept, so it must not be.
+            AgentError: when awaited; that cannot be kept, so it must not be.
         """
+        return None
 
     async def kept(self) -> None:
         """Wait until what was told so far outlives this process; the machine, a moment later."""

@@ -16,7 +16,7 @@ import msgspec
 
 from ipy_agent.errors import ProtocolError
 from ipy_agent.protocol.events import ArgumentsDelta, InputDelta, TextDelta, ThoughtDelta
-from ipy_agent.secrets import holds_secret, redacted, shown_so_far
+from ipy_agent.secrets import anything_is_secret, holds_secret, redacted, shown_so_far
 from ipy_agent.transport import Stream
 
 __all__ = ["cleaned", "heard"]
@@ -24,6 +24,7 @@ __all__ = ["cleaned", "heard"]
 T = TypeVar("T")
 
 _Delta = TextDelta | ThoughtDelta | ArgumentsDelta | InputDelta
+_DELTAS = (TextDelta, ThoughtDelta, ArgumentsDelta, InputDelta)
 _Waiting = dict[tuple[type, int, int], _Delta]
 
 
@@ -32,7 +33,7 @@ async def heard(stream: Stream) -> Stream:
     waiting: _Waiting = {}
     try:
         async for event in stream:
-            if isinstance(event, _Delta):
+            if isinstance(event, _DELTAS):
                 yield _piece(event, waiting)
                 continue
             for rest in waiting.values():
@@ -45,6 +46,8 @@ async def heard(stream: Stream) -> Stream:
 
 def _piece(event: _Delta, waiting: _Waiting) -> _Delta:
     """Return what can be shown of a text with this piece of it, and keep the rest waiting."""
+    if not (waiting or anything_is_secret()):
+        return event
     part = getattr(event, "content_index", getattr(event, "summary_index", 0))
     key = type(event), event.output_index, part
     before = waiting.pop(key, None)
@@ -61,6 +64,8 @@ def cleaned(value: T) -> T:
     Raises:
         ProtocolError: it is nested so deeply that it cannot be looked through.
     """
+    if not anything_is_secret():
+        return value
     try:
         return _walked(value) if _holds_secret(value) else value
     except RecursionError:

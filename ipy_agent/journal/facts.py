@@ -74,7 +74,7 @@ class Said(Fact, frozen=True, tag=True):
 
 
 class Intended(Fact, frozen=True, tag=True):
-    """A call with side effects is about to be carried out. It may have begun, or may not have."""
+    """A call was made. It may have been carried out since, or begun, or may not have been."""
 
     call_id: str
     name: str

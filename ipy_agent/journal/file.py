@@ -17,6 +17,7 @@ import os
 import queue
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -60,29 +61,39 @@ class Writer:
         self.path = path
         self.trouble: str | None = None
         self._pid = os.getpid()
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._jobs: deque[_Job] = deque()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ipy_agent journal", daemon=True)
         self._thread.start()
 
     def put(self, fact: Fact) -> None:
         """Have a fact written."""
-        if os.getpid() != self._pid:
-            return
+        self.add(fact)
+        self.wake()
+
+    def add(self, fact: Fact) -> None:
+        """Have a fact written with what is put next, or at the next `wake`."""
         try:
-            self._jobs.put(facts.encode(fact))
+            self._jobs.append(facts.encode(fact))
         except (msgspec.MsgspecError, TypeError, ValueError) as error:
             self._fail(error)
 
+    def wake(self) -> None:
+        """Have what was added written now."""
+        if os.getpid() == self._pid:
+            self._bell.put(None)
+
     def sync(self) -> None:
         """Have what was put so far outlive the machine; nobody waits for it."""
-        if os.getpid() == self._pid:
-            self._jobs.put(_SYNC)
+        self._jobs.append(_SYNC)
+        self.wake()
 
     def written(self) -> Future[None]:
         """Return what is done when all that was put is written, or ends with `JournalFailed`."""
         done: Future[None] = Future()
         if os.getpid() == self._pid:
-            self._jobs.put(done)
+            self._jobs.append(done)
+            self.wake()
         else:
             done.set_result(None)
         return done
@@ -90,7 +101,8 @@ class Writer:
     def close(self) -> None:
         """Write what is left, and let go of the file."""
         if os.getpid() == self._pid:
-            self._jobs.put(None)
+            self._jobs.append(None)
+            self.wake()
             self._thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
@@ -101,17 +113,17 @@ class Writer:
                 file = None
                 self._fail(error)
             while True:
-                jobs = [self._jobs.get()]
-                with contextlib.suppress(queue.Empty):
-                    while jobs[-1] is not None:
-                        jobs.append(self._jobs.get_nowait())
+                self._bell.get()
+                jobs: list[_Job] = []
+                while self._jobs:
+                    jobs.append(self._jobs.popleft())
                 if file is not None and self.trouble is None:
                     try:
                         _commit(file, jobs)
                     except sqlite3.Error as error:
                         self._fail(error)
                 self._tell(jobs)
-                if jobs[-1] is None:
+                if None in jobs:
                     return
 
     def _fail(self, error: Exception) -> None:

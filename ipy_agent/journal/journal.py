@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,8 +40,8 @@ from ipy_agent.journal.facts import (
 )
 from ipy_agent.journal.file import Writer
 from ipy_agent.journal.folder import sweep
-from ipy_agent.protocol.events import Event
-from ipy_agent.protocol.items import Chain, Item
+from ipy_agent.protocol.events import Event, ItemDone
+from ipy_agent.protocol.items import Chain, Item, is_call
 from ipy_agent.records import CellRecord, Listener
 from ipy_agent.trace import (
     ItemsAdded,
@@ -80,6 +81,8 @@ class Journal(Notes):
         self._earlier = facts
         self._waiting: list[Fact] = []
         self._told: defaultdict[int, list[Item]] = defaultdict(list)
+        self._intents: dict[str, Future[None]] = {}
+        self._is_waking = False
 
     @property
     def trouble(self) -> str | None:
@@ -136,9 +139,11 @@ class Journal(Notes):
         if note is not None:
             note(self, event, rows)
 
-    async def intended(self, call: Item) -> None:
-        self._put(Intended(call_id=str(call["call_id"]), name=str(call["name"])))
-        await self._written()
+    def intended(self, call: Item) -> Awaitable[None] | None:
+        written = self._intents.pop(str(call["call_id"]), None) or self._intend(call)
+        if written.done() and written.exception() is None:
+            return None
+        return asyncio.wrap_future(written)
 
     async def kept(self) -> None:
         with contextlib.suppress(JournalFailed):  # that is told as trouble
@@ -149,6 +154,12 @@ class Journal(Notes):
     async def _written(self) -> None:
         if self._writer is not None:
             await asyncio.wrap_future(self._writer.written())
+
+    def _intend(self, call: Item) -> Future[None]:
+        self.open()
+        assert self._writer is not None  # noqa: S101 (it was opened just now)
+        self._writer.put(Intended(call_id=str(call["call_id"]), name=str(call["name"])))
+        return self._writer.written()
 
     def open(self) -> None:
         """Begin the file, or go on with it, unless that is done."""
@@ -181,37 +192,60 @@ class Journal(Notes):
 
     def _run_began(self, _: RunBegan, rows: Listener) -> None:
         self.open()
-        self._put(Begun(cell=rows.row))
+        self._note(Begun(cell=rows.row))
 
     def _turn_began(self, _: TurnBegan, rows: Listener) -> None:
-        self._put(Asked(turn=rows.turn))
+        self._intents.clear()
+        self._note(Asked(turn=rows.turn))
 
     def _items_added(self, event: ItemsAdded, rows: Listener) -> None:
         if not event.items:
             return
         turn = rows.turn
         self._told[turn.cell] += event.items
-        self._put(Said(cell=turn.cell, turn=turn.turn, branch=turn.branch, items=event.items))
+        self._note(Said(cell=turn.cell, turn=turn.turn, branch=turn.branch, items=event.items))
+
+    def _item_done(self, event: ItemDone, _: Listener) -> None:
+        """Write a call's intent while its response is still ending: then nobody waits for that."""
+        call = event.item
+        if is_call(call) and isinstance(call.get("call_id"), str) and call.get("name"):
+            self._intents[call["call_id"]] = self._intend(call)
 
     def _tool_ended(self, _: ToolEnded, rows: Listener) -> None:
-        self._put(Called(tool=rows.tool))
+        self._note(Called(tool=rows.tool))
 
     def _turn_ended(self, event: TurnEnded, rows: Listener) -> None:
         said = event.said
         bare = msgspec.structs.replace(rows.turn, said=None)
-        self._put(Turned(turn=bare, length=said.length if isinstance(said, Chain) else 0))
+        self._note(Turned(turn=bare, length=said.length if isinstance(said, Chain) else 0))
 
     def _run_ended(self, _: RunEnded, rows: Listener) -> None:
-        self._put(Ended(cell=rows.row))
+        self._note(Ended(cell=rows.row))
 
     _HEARS: ClassVar[dict[type, Callable[[Journal, Any, Listener], None]]] = {
         RunBegan: _run_began,
         TurnBegan: _turn_began,
+        ItemDone: _item_done,
         ItemsAdded: _items_added,
         ToolEnded: _tool_ended,
         TurnEnded: _turn_ended,
         RunEnded: _run_ended,
     }
+
+    def _note(self, fact: Fact) -> None:
+        """Have a fact written with all that is told in this step of the loop: so one commit."""
+        if self._writer is None:
+            self._waiting.append(fact)
+            return
+        self._writer.add(fact)
+        if not self._is_waking:
+            self._is_waking = True
+            asyncio.get_running_loop().call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False
+        if self._writer is not None:
+            self._writer.wake()
 
     def _put(self, fact: Fact) -> None:
         if self._writer is None:

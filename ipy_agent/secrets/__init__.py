@@ -35,6 +35,7 @@ from ipy_agent.secrets.search import MASK, SHORTEST, Hidden, Known, cut, raw, sp
 __all__ = [
     "MASK",
     "Secret",
+    "anything_is_secret",
     "clean_environment",
     "holds_key",
     "holds_secret",
@@ -135,6 +136,11 @@ def masked(text: str) -> str:
     return _LOOKS.sub(MASK, redacted(text))
 
 
+def anything_is_secret() -> bool:
+    """Whether anything is known to be secret."""
+    return _known.search is not None
+
+
 def holds_secret(text: str) -> bool:
     """Whether a text holds something that is known to be secret."""
     return _known.search is not None and _known.search(text) is not None
@@ -147,8 +153,12 @@ def holds_key(text: str) -> bool:
 
 def learn() -> None:
     """Take note of what the environment holds now; who runs code of others may have changed it."""
-    global _environment  # noqa: PLW0603 (what a process knows is one thing)
+    global _environment, _looked_at  # noqa: PLW0603 (what a process knows is one thing)
+    fingerprint = _fingerprint()
+    if fingerprint is not None and fingerprint == _looked_at:
+        return
     _environment = frozenset(_told(os.environ))
+    _looked_at = fingerprint
     _know()
 
 
@@ -182,6 +192,16 @@ _LOOKS = re.compile(
 
 _ORDINARY = re.compile(r"[A-Za-z][a-z]*(?:[-_. ]+[A-Za-z][a-z]*)*|[A-Z_]+|[\d.,:-]+")
 _PLAIN_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^@\s]*")
+
+
+def _fingerprint() -> int | None:
+    """Return what tells one environment from another; `None` where nothing does.
+
+    Python keeps the environment as bytes, whose hashes it keeps too: to go through the texts of all
+    variables would take 20 times as long.
+    """
+    kept = getattr(os.environ, "_data", None)
+    return None if kept is None else hash(frozenset(kept.items()))
 
 
 def _told(environment: Iterable[str]) -> Iterator[Hidden]:
@@ -223,4 +243,5 @@ def _know() -> None:
 
 _made: set[Hidden] = set()
 _environment: frozenset[Hidden] = frozenset()
+_looked_at: int | None = None
 _known = Known()

@@ -1,7 +1,7 @@
-"""One socket to an endpoint: opened, read by one task, closed.
+"""One socket to an endpoint: opened, read, closed.
 
-The reader hands every event to the lane it belongs to; a lane holds the table of moves and a
-queue. What ends a connection ends it once: `lost` says why, and every lane hears it.
+Every event goes to the lane it belongs to as soon as it is read; a lane holds the table of moves
+and a queue. What ends a connection ends it once: `lost` says why, and every lane hears it.
 
 Rule 1: what no turn of ours asked for is ignored; what breaks the protocol in a turn ends it.
 Rule 2: a close never waits long for its peer.
@@ -40,7 +40,7 @@ CONNECTION_LIMIT = "websocket_connection_limit_reached"
 
 
 class Connection:
-    """One socket, and the task that reads it.
+    """One socket, and the task that waits for its end.
 
     Attributes:
         model: what it was opened for.
@@ -71,7 +71,9 @@ class Connection:
         self.keeps_all = limits.keeps_all is True
         self.refused_bytes: int | None = None
         self._sent_bytes = 0
-        self._reader = asyncio.create_task(self._read())
+        self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        socket.receive = self._take_in
+        self._watcher = asyncio.create_task(self._watch())
 
     @property
     def alive(self) -> bool:
@@ -131,17 +133,29 @@ class Connection:
                     await self.socket.close(code)
         finally:
             self.socket.transport.abort()
-            self._reader.cancel()
-        await asyncio.wait([self._reader])
+            self._watcher.cancel()
+        await asyncio.wait([self._watcher])
 
-    async def _read(self) -> None:
+    def _take_in(self, message: bytes, is_text: bool) -> None:
+        """Deliver a message; one that breaks the protocol is the last."""
+        if self._broken.done():
+            return
         try:
-            while True:
-                frame = await self.socket.recv()
-                if isinstance(frame, bytes):
-                    raise msgspec.DecodeError("a frame is a text, not binary")
-                raw = frame.encode()
-                self._deliver(decode(raw), len(raw))
+            if not is_text:
+                raise msgspec.DecodeError("a frame is a text, not binary")
+            str(message, "utf-8")  # what the decoder skips has to be text, too
+            self._deliver(decode(message), len(message))
+        except (msgspec.DecodeError, UnicodeDecodeError, IllegalMove, MessageTooBig) as error:
+            self._broken.set_exception(error)
+
+    async def _watch(self) -> None:
+        """Wait until the connection ends, and say so to all who have a turn on it."""
+        closed = asyncio.ensure_future(self.socket.wait_closed())
+        try:
+            await asyncio.wait((closed, self._broken), return_when=asyncio.FIRST_COMPLETED)
+            if not self._broken.done():
+                raise self.socket.protocol.close_exc
+            self._broken.result()
         except ConnectionClosed as closed:
             if closed.rcvd is not None and closed.rcvd.code == TOO_BIG:
                 unheard = [lane for lane in self.lanes.values() if lane.taken and not lane.heard]
@@ -149,7 +163,7 @@ class Connection:
             self.lost = _lost(closed, self.refused_bytes or self._sent_bytes)
         except MessageTooBig as error:
             self.lost = error
-        except (msgspec.DecodeError, IllegalMove) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, IllegalMove) as error:
             self.lost = ProtocolError(
                 f"the endpoint broke the protocol ({error}); run the cell again", sent=True
             )
@@ -158,7 +172,7 @@ class Connection:
             for lane in self.lanes.values():
                 lane.moves.move(SERVER, "close")
                 lane.let_go()
-                lane.arrived.put_nowait(self._told_to(lane))
+                lane.put(self._told_to(lane))
 
     def _told_to(self, lane: LiveLane) -> AgentError:
         """Return why a lane's turn ended: what was too big was the largest request."""
@@ -184,8 +198,9 @@ class Connection:
 
     def _meant(self, event: Event) -> list[LiveLane]:
         """Return the lanes in a turn that an event is for."""
+        wire = event.stream_id or None
         asked = [lane for lane in self.lanes.values() if lane.moves.state is not State.IDLE]
-        lanes = [lane for lane in asked if lane.wire == (event.stream_id or None)]
+        lanes = [lane for lane in asked if lane.wire == wire]
         if isinstance(event, Error):
             # One that names no lane in a turn is the whole connection's.
             whole = event.reason.code == CONNECTION_LIMIT or not (lanes or event.stream_id)

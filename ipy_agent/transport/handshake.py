@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections.abc import Callable
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -19,6 +20,8 @@ from websockets.exceptions import (
     InvalidStatus,
     WebSocketException,
 )
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Event
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError, ConnectionFailed, UpgradeRefused
@@ -34,7 +37,7 @@ PING_SECONDS = 20.0
 DEAF_SECONDS = 15.0
 """How long a peer may leave a ping unanswered, or take nothing of what it is sent."""
 CLOSE_SECONDS = 1.0
-
+_DATA = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
 
 _SILENT = logging.Logger("ipy_agent.websocket", logging.CRITICAL + 1)  # noqa: LOG001 (nobody's)
 """Who turns all logging on would have the headers of the request in it: so there is none."""
@@ -44,10 +47,16 @@ class Socket(ClientConnection):
     """A WebSocket that knows when anything came of its peer: a frame, a pong, a part of one.
 
     One whose peer takes nothing of what is sent is given up: a ping would wait behind that.
+
+    Attributes:
+        receive: is called with each message as soon as it is whole, and with whether it is a text.
+            The library's own `recv` costs a task's turn and a queue for each.
     """
 
     clock: Clock = Clock()
     heard_at = 0.0
+    receive: Callable[[bytes, bool], None] = staticmethod(lambda _message, _is_text: None)
+    _parts: tuple[Frame, ...] = ()
 
     async def drain(self) -> None:
         left, before = self.transport.get_write_buffer_size(), None
@@ -61,6 +70,18 @@ class Socket(ClientConnection):
     def data_received(self, data: bytes) -> None:
         self.heard_at = self.clock.now()
         super().data_received(data)
+
+    def process_event(self, event: Event) -> None:
+        if not isinstance(event, Frame) or event.opcode not in _DATA:
+            super().process_event(event)
+        elif event.fin and not self._parts:
+            self.receive(bytes(event.data), event.opcode is Opcode.TEXT)
+        else:
+            self._parts += (event,)
+            if event.fin:
+                parts, self._parts = self._parts, ()
+                whole = b"".join(part.data for part in parts)
+                self.receive(whole, parts[0].opcode is Opcode.TEXT)
 
 
 class _Connect(connect):

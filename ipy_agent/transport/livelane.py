@@ -8,6 +8,7 @@ Rule 2: what arrived and was not read yet is at most one response, and its turn'
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from ipy_agent.errors import AgentError, MessageTooBig
 from ipy_agent.protocol.events import Event, ResponseCreated
@@ -28,7 +29,7 @@ class LiveLane:
         name: the branch that it serves.
         wire: its `stream_id`; `None` for the default lane.
         taken: whether somebody has a turn here, or is about to.
-        arrived: what the reader read and the turn has not; at most a response.
+        arrived: what was read and the turn has not taken; at most a response.
         sent_bytes: what the turn's request had.
         heard: whether anything came of the turn.
     """
@@ -38,7 +39,8 @@ class LiveLane:
         self.wire = wire
         self.moves = Lane(wire)
         self.taken = False
-        self.arrived: asyncio.Queue[Arrival | AgentError] = asyncio.Queue()
+        self.arrived: deque[Arrival | AgentError] = deque()
+        self._waiter: asyncio.Future[None] | None = None
         self.sent_bytes = 0
         self.heard = False
         self._forks = 0
@@ -69,7 +71,29 @@ class LiveLane:
         """Take note that nobody reads on: what is still unread is no part of the next turn."""
         self.let_go()
         self.taken = False
-        self.arrived = asyncio.Queue()
+        self.arrived.clear()
+
+    def put(self, arrival: Arrival | AgentError) -> None:
+        """Have the turn take this next, or the error in its place."""
+        self.arrived.append(arrival)
+        _end(self._waiter)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until something arrived, at most so long."""
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        late = loop.call_later(seconds, _end, waiter)  # a timeout of asyncio costs thrice as much
+        try:
+            await waiter
+        finally:
+            late.cancel()
+
+    def next(self) -> Arrival:
+        """Return what arrived first, or raise what came in its place."""
+        arrival = self.arrived.popleft()
+        if isinstance(arrival, AgentError):
+            raise arrival
+        return arrival
 
     def knows(self, response: str) -> bool:
         """Whether a response is of its last turn, or of the one before."""
@@ -101,7 +125,7 @@ class LiveLane:
                 sent=True,
             )
         self.heard = True
-        self.arrived.put_nowait((size, event))
+        self.put((size, event))
         if event.KIND != "other" and not isinstance(event, ResponseCreated):
             self.let_go()
         return True
@@ -119,3 +143,8 @@ class LiveLane:
         if source is not None:
             source._forks -= 1  # noqa: SLF001 (a lane of the same connection)
             source._free.set()  # noqa: SLF001 (see above)
+
+
+def _end(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

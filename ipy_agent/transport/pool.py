@@ -162,7 +162,8 @@ class Pool:
         over = [one for one in self._connections if not (one.alive or one.busy)]
         for connection in over:
             self._connections.remove(connection)
-        await asyncio.gather(*(connection.close() for connection in over))
+        if over:
+            await asyncio.gather(*(connection.close() for connection in over))
 
     def _is_worn(self, connection: Connection) -> bool:
         life, rest = self.limits.seconds, self.limits.idle_seconds

@@ -11,7 +11,6 @@ Rule 2: a request counts as sent from the moment it is handed to the socket.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import AgentError, MessageTooBig, NoAnswer
+from ipy_agent.errors import MessageTooBig, NoAnswer
 from ipy_agent.protocol.events import Error, Event, ResponseCompleted
 from ipy_agent.protocol.requests import Request
 from ipy_agent.protocol.response import Reason
@@ -177,20 +176,19 @@ class WebSocketTransport:
         Its first event has a deadline. After it any sign of life counts: a model that thinks in
         silence is not dead while its endpoint answers pings.
         """
-        arrived, silent = place.lane.arrived, 0.0
+        lane, silent = place.lane, 0.0
         seconds = self._idle if heard else self._first_event
-        while arrived.empty():
-            try:
-                async with asyncio.timeout(seconds - silent):
-                    return _sound(await arrived.get())
-            except TimeoutError:
-                silent = self._clock.now() - place.connection.socket.heard_at
-                if not heard or silent >= seconds:
-                    raise NoAnswer(
-                        f"{self.endpoint.name} was silent for {seconds:g} s; run the cell again",
-                        sent=True,
-                    ) from None
-        return _sound(arrived.get_nowait())
+        while not lane.arrived:
+            await lane.wait(seconds - silent)
+            if lane.arrived:
+                break
+            silent = self._clock.now() - place.connection.socket.heard_at
+            if not heard or silent >= seconds:
+                raise NoAnswer(
+                    f"{self.endpoint.name} was silent for {seconds:g} s; run the cell again",
+                    sent=True,
+                )
+        return lane.next()
 
     def _limit(self, **learnt: Any) -> None:
         self._pool.limits = dataclasses.replace(self._pool.limits, **learnt)
@@ -271,10 +269,3 @@ class WebSocketTransport:
             _elsewhere,
         ),
     }
-
-
-def _sound(arrival: Arrival | AgentError) -> Arrival:
-    """Return what arrived, or raise what came in its place."""
-    if isinstance(arrival, AgentError):
-        raise arrival
-    return arrival

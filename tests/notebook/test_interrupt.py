@@ -29,6 +29,7 @@ from ipy_agent.notebook.terminal import PlainFront
 from ipy_agent.protocol.events import TextDelta
 from ipy_agent.records import Recorder
 from ipy_agent.sessions import Session
+from ipy_agent.trace import RequestSent
 from ipy_agent.transport.scripted import ScriptedTransport
 
 
@@ -254,10 +255,17 @@ def test_a_cell_that_nobody_pressed_at_ends_well():
 
 
 class InSilence(PlainFront):
-    """A user who presses when nothing happens."""
+    """A user who presses when nothing happens, once it was asked."""
+
+    asked = False
+
+    def show(self, event):
+        super().show(event)
+        self.asked = self.asked or isinstance(event, RequestSent)
 
     def tick(self):
-        press()
+        if self.asked:
+            press()
 
 
 class AtTheFirstWord(PlainFront):
