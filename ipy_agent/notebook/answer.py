@@ -13,13 +13,13 @@ Rule 3: what is said later as a whole (an item, the terminal output) wins over t
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from ipy_agent.agent.approval import Question, Reply
+from ipy_agent.notebook.lookout import Lookout
 from ipy_agent.notebook.panel import Board, Panel
 from ipy_agent.notebook.parts import (
     SUPERSEDED,
@@ -62,6 +62,7 @@ from ipy_agent.trace import (
 __all__ = ["CellFront"]
 
 QUIET_SECONDS = 10
+BUSY_SECONDS = 0.05
 LONG_SECONDS = 120.0
 
 
@@ -94,17 +95,20 @@ class CellFront:
         self.interrupts = self._stop = Stop()
         self._panel = Panel(recorder, self._stop, clock=clock)
         self._screen = Screen(self._panel.widget, clock)
+        due = (BUSY_SECONDS, self._show_all), (LONG_SECONDS, self._tell_overdue)
+        self._lookout = Lookout(*due, clock=clock)
 
     def show(self, event: Event | Trace) -> None:
-        """Take in what happened, and bring the screen up to date when it is time."""
+        """Take in what happened."""
         self._heard = self._clock()
         take = self._TAKES.get(type(event))
         if take is not None:
             take(self, event)
-        self._refresh()
+        if not self._screen:
+            self._refresh()
 
     def tick(self) -> None:
-        """Show that we are alive, and what is still unshown."""
+        """Bring the screen up to date when it is time, and show that we are alive."""
         self._refresh()
 
     def approve(self, question: Question) -> Reply:
@@ -126,25 +130,22 @@ class CellFront:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        with self._stop.working():
-            # A tool may keep us busy: the cell has to show it, the panel follows at its own pace.
-            self._panel.refresh(whole=True)
-            self._screen.refresh(self._sign(), now=True)
-            with self._screen.working(), self._overdue():
-                yield
+        with self._stop.working(), self._screen.working():
+            try:
+                with self._lookout.watching():
+                    yield
+            finally:
+                self._panel.tell("")
 
-    @contextlib.contextmanager
-    def _overdue(self) -> Iterator[None]:
-        """Say so when a call takes long, and end nothing: that is the user's to do."""
+    def _show_all(self) -> None:
+        """Show what a tool that keeps us busy is doing; the panel follows at its own pace."""
+        self._panel.refresh(whole=True)
+        self._screen.refresh(self._sign(), now=True)
+
+    def _tell_overdue(self) -> None:
+        """Say that a call takes long, and end nothing: that is the user's to do."""
         told = f"this call takes more than {LONG_SECONDS:g} s: Stop, or an interrupt, ends it"
-        timer = threading.Timer(LONG_SECONDS, self._panel.tell, (told,))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            self._panel.tell("")
+        self._panel.tell(told)
 
     def close(self) -> None:
         """Leave all displays static, with or without an answer; none, if nothing began.
@@ -152,6 +153,7 @@ class CellFront:
         The widget goes first: whatever may come in between, a saved notebook has no dead one.
         """
         self._status = None
+        self._lookout.close()
         self._tell_turn()
         for call in self._open_calls():
             call.cut_off()

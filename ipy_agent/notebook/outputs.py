@@ -3,24 +3,44 @@
 An output stays where it was first displayed. So the panel makes room: what is to stand above it
 takes its place, and it is displayed anew below. That leaves no empty output behind.
 
-Rule: a cell's outputs are never cleared, for the answer is one of them. A tool may clear what it
+Rule 1: a cell's outputs are never cleared, for the answer is one of them. A tool may clear what it
 displayed itself: those outputs become empty, and what comes next takes their place.
+Rule 2: they are shown past whatever captures a tool's displays, and from one thread at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.formatters import DisplayFormatter
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.display import DisplayHandle
 
 from ipy_agent.notebook.substitutes import replaced
 
-__all__ = ["Outputs"]
+__all__ = ["Handle", "Outputs"]
+
+
+class Handle:
+    """An output that can be shown anew.
+
+    Args:
+        publish: shows a mime bundle, as a publisher of displays does.
+    """
+
+    def __init__(self, publish: Callable[..., None]) -> None:
+        self._publish = publish
+        self._transient = {"display_id": os.urandom(16).hex()}
+        self._is_shown = False
+
+    def show(self, bundle: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
+        """Show a mime bundle, in the place of the one before."""
+        shown, self._is_shown = self._is_shown, True
+        self._publish(bundle, metadata or {}, transient=self._transient, update=shown)
 
 
 class Outputs:
@@ -28,45 +48,49 @@ class Outputs:
 
     Args:
         below: the widget that stays below the others.
+
+    Attributes:
+        lock: whoever has it is the only one who shows anything.
     """
 
     def __init__(self, below: object) -> None:
-        self._below = below
-        self._last: DisplayHandle | None = None
-        self._empty: list[DisplayHandle] = []
+        shell = InteractiveShell.instance()
+        self.lock = threading.RLock()
+        self._below = cast("DisplayFormatter", shell.display_formatter).format(below)
+        self._publish = shell.display_pub.publish
+        self._last: Handle | None = None
+        self._empty: list[Handle] = []
 
     def __bool__(self) -> bool:
         """Whether there are any."""
         return self._last is not None
 
-    def put(self, bundle: dict[str, Any], metadata: dict[str, Any] | None = None) -> DisplayHandle:
+    def put(self, bundle: dict[str, Any], metadata: dict[str, Any] | None = None) -> Handle:
         """Show a mime bundle below what is there and above the panel; return its handle."""
-        if self._empty:
-            emptied = self._empty.pop(0)
-            emptied.update(bundle, raw=True, metadata=metadata)
-            return emptied
-        handle, self._last = self._last, DisplayHandle()
-        if handle is None:
-            handle = DisplayHandle()
-            handle.display(bundle, raw=True, metadata=metadata)
-        else:
-            handle.update(bundle, raw=True, metadata=metadata)
-        self._last.display(self._below)
-        return handle
+        with self.lock:
+            if self._empty:
+                emptied = self._empty.pop(0)
+                emptied.show(bundle, metadata)
+                return emptied
+            handle, self._last = self._last or Handle(self._publish), Handle(self._publish)
+            handle.show(bundle, metadata)
+            self._last.show(*self._below)
+            return handle
 
-    def clear(self, handles: list[DisplayHandle], *, later: int = 0) -> None:
+    def clear(self, handles: list[Handle], *, later: int = 0) -> None:
         """Empty the last outputs, but for the first ones that get something else at once."""
-        for handle in handles[later:]:
-            handle.update({"text/plain": ""}, raw=True)
-        self._empty = [*handles, *self._empty]
+        with self.lock:
+            for handle in handles[later:]:
+                handle.show({"text/plain": ""})
+            self._empty = [*handles, *self._empty]
 
     def end(self, bundle: dict[str, str]) -> None:
         """Leave a mime bundle in the panel's place."""
         if self._last is not None:
-            self._last.update(bundle, raw=True)
+            self._last.show(bundle)
 
     @contextlib.contextmanager
-    def taking(self) -> Iterator[list[DisplayHandle]]:
+    def taking(self) -> Iterator[list[Handle]]:
         """Within this context what a tool displays stands above the panel, where it arose.
 
         The list grows with each. What will be updated by a name of its own keeps it, and stands
@@ -88,7 +112,7 @@ class _Taker:
     """
 
     def __init__(self, outputs: Outputs, publisher: DisplayPublisher) -> None:
-        self.taken: list[DisplayHandle] = []
+        self.taken: list[Handle] = []
         self.publisher = publisher
         self._publish = publisher.publish
         self._outputs = outputs

@@ -4,8 +4,7 @@ Parts that follow each other are a segment, in a display of its own. It ends at 
 this is sent once, and when it is full, so that a run of many calls does not send them all at each.
 
 Rule: a stream brings the screen up to date at most 20 times a second, and less often the more there
-is to send: an answer takes a bounded share of the wire. Only what a tool is about to do is shown at
-once, since nothing could show it while the tool runs.
+is to send: an answer takes a bounded share of the wire.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ import contextlib
 import re
 from collections.abc import Callable, Container, Iterator
 
-from IPython.display import DisplayHandle
-
 from ipy_agent import rendering
-from ipy_agent.notebook.outputs import Outputs
+from ipy_agent.notebook.outputs import Handle, Outputs
 from ipy_agent.notebook.parts import Part
 
 __all__ = ["Screen"]
@@ -38,7 +35,7 @@ class _Segment:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self.handle: DisplayHandle | None = None
+        self.handle: Handle | None = None
         self.due = True
         self.size = 0
 
@@ -126,6 +123,10 @@ class Screen:
 
     def refresh(self, sign: str, *, now: bool = False) -> None:
         """Bring the screen up to date, if it is time; `sign` is the sign of life."""
+        with self._outputs.lock:
+            self._refresh(sign, now=now)
+
+    def _refresh(self, sign: str, *, now: bool) -> None:
         last = self._segments[-1]
         if not self:
             self._sign = sign
@@ -154,7 +155,7 @@ class Screen:
         if segment.handle is None:
             segment.handle = self._outputs.put(bundle)
         else:
-            segment.handle.update(bundle, raw=True)
+            segment.handle.show(bundle)
         segment.size = sum(map(len, bundle.values()))
         return segment.size
 

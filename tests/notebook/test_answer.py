@@ -49,6 +49,7 @@ from ipy_agent.trace import (
 )
 from ipy_agent.transport.scripted import ScriptedTransport
 
+SECONDS = 20
 DAY = datetime(2026, 11, 22, tzinfo=UTC)
 HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(1)> ![p](https://evil.example/p.png) "
@@ -82,6 +83,20 @@ class Clock:
 class Screen(CapturingDisplayPublisher):
     """What reached the front end: displays in order, each in its last state, and every message."""
 
+    def __init__(self, outputs):
+        super().__init__(outputs=outputs)
+        self._more = threading.Condition()
+
+    def publish(self, *said, **told):
+        with self._more:
+            super().publish(*said, **told)
+            self._more.notify_all()
+
+    def until(self, shows):
+        """Wait for what another thread displays."""
+        with self._more:
+            assert self._more.wait_for(shows, SECONDS)
+
     @property
     def displays(self):
         shown = {}
@@ -100,6 +115,14 @@ class Screen(CapturingDisplayPublisher):
     @property
     def updates(self):
         return [message["data"] for message in self.outputs if message["update"]]
+
+
+class Front(CellFront):
+    """A front to which everything comes alone."""
+
+    def show(self, event):
+        super().show(event)
+        self.tick()
 
 
 class Elements(html.parser.HTMLParser):
@@ -138,7 +161,7 @@ def clock():
 @pytest.fixture
 def front(screen, clock):  # noqa: ARG001 (it shows itself there)
     """A front that has asked, and waits for the first words."""
-    made = CellFront(Recorder(), clock)
+    made = Front(Recorder(), clock)
     made.show(RunBegan(prompt="?", endpoint="local"))
     ask(made)
     return made
@@ -239,7 +262,7 @@ def test_a_second_brings_at_most_twenty_updates(deltas, front, screen, clock):
 
 
 def test_deltas_that_arrive_at_once_are_shown_at_once(front, screen, clock):
-    """A burst costs one update, and what it left unshown comes when nothing else does."""
+    """A burst costs one update, and what came too soon after it follows."""
     before = len(screen.updates)
 
     clock.now += 1
@@ -374,7 +397,7 @@ def test_a_response_that_tells_no_output_keeps_what_was_streamed(front, screen):
     assert screen.plain == "streamed"
 
 
-def test_a_turn_that_is_sent_again_is_shown_once(front, screen):
+def test_a_turn_that_is_sent_again_is_shown_once(front, screen, clock):
     """What came before the second sending goes; the turns before it stay."""
     say(front, "turn one")
     end(front, message("turn one"))
@@ -382,6 +405,8 @@ def test_a_turn_that_is_sent_again_is_shown_once(front, screen):
     say(front, "It is 4")
     ask(front, attempt=1)
     with front.working():
+        clock.now += 0.5
+        screen.until(lambda: "thinking" in screen.plain)
         assert screen.plain == f"turn one\n\n{SUPERSEDED}\n\nthinking …"
     say(front, "It is 42.")
     end(front, message("It is 42."))
@@ -402,11 +427,12 @@ def test_two_calls_of_one_id_each_keep_their_output(front, screen):
     ]
 
 
-def test_a_call_shows_its_code_open_and_folds_when_it_ended(front, screen):
+def test_a_call_shows_its_code_open_and_folds_when_it_ended(front, screen, clock):
     """While a tool runs its code is to be seen; its output is behind its title."""
     front.show(ToolBegan(call_id="c", name="python", arguments='{"code": "a = 1\\nb = 2"}'))
     with front.working():
-        assert "a = 1\nb = 2" in words(screen.answer["text/html"])
+        clock.now += 1
+        screen.until(lambda: "a = 1\nb = 2" in words(screen.answer["text/html"]))
         assert is_open(screen)
     call(front)
     close(front)
@@ -492,7 +518,7 @@ def test_nothing_hostile_becomes_an_element(tell, front, screen, clock):
 )
 def test_nothing_hostile_in_json_becomes_an_element(said, screen, clock):
     """An answer that was asked for as JSON is as little trusted as any."""
-    front = CellFront(Recorder(), clock, json=True)
+    front = Front(Recorder(), clock, json=True)
     end(front, message(said.replace("HOSTILE", HOSTILE)))
     close(front)
 
@@ -634,7 +660,7 @@ def test_a_custom_tool_is_shown_with_its_text(kind, said, screen, clock, capsys)
 )
 def test_an_answer_in_json_is_laid_out_in_a_fold(said, shown, screen, clock):
     """It is open, and can be folded away; what is no JSON is shown as it was said."""
-    front = CellFront(Recorder(), clock, json=True)
+    front = Front(Recorder(), clock, json=True)
     ask(front)
     say(front, said)
     end(front, message(said))
@@ -692,7 +718,7 @@ def test_however_it_was_cut_the_end_is_the_same(pieces, whole):
         publisher, shell.display_pub = shell.display_pub, Screen(outputs=[])
         try:
             clock = Clock()
-            front = CellFront(Recorder(), clock)
+            front = Front(Recorder(), clock)
             ask(front)
             for text, seconds in told:
                 clock.now += seconds
@@ -851,13 +877,14 @@ def test_a_run_that_fails_keeps_its_first_words(screen, clock):
     assert "…" not in screen.plain
 
 
-def test_many_calls_send_little_more_than_they_show(front, screen):
+def test_many_calls_send_little_more_than_they_show(front, screen, clock):
     """A call is sent with those just before it, not with all of the run's."""
     for _ in range(100):
         said = {"call_id": "c", "name": "python", "arguments": '{"code": "6 * 7"}'}
         front.show(ToolBegan(**said))
         with front.working():
-            assert "python …" in screen.displays[-2]["text/plain"]
+            clock.now += 1
+            screen.until(lambda: "python …" in screen.displays[-2]["text/plain"])
         front.show(ended(**said, output="line " * 100))
     close(front)
 
@@ -975,6 +1002,7 @@ def test_what_a_tool_updates_itself_keeps_its_name(front, screen):
 def test_the_figures_of_a_run_within_a_tool_stand_in_its_own_answer(screen, clock):
     """And those that the tool displays after it, in the answer of the run that called it."""
     outer, inner = (CellFront(Recorder(), clock) for _ in "12")
+    outer.show(RunBegan(prompt="?", endpoint="local"))
     with outer.working():
         with inner.working():
             draw({"text/plain": "inner"})
