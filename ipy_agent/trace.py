@@ -8,7 +8,7 @@ Times are seconds of a monotonic clock where they are differences, UTC where the
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -29,6 +29,9 @@ __all__ = [
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True):
     """Something that our side did."""
+
+    KIND: ClassVar[str] = "trace"
+    """What it is beside an endpoint's events, which have a kind each."""
 
 
 class RunBegan(Trace, frozen=True):

@@ -51,15 +51,7 @@ def check_strictly(said: str) -> None:
         if depth > DEPTH:
             raise Misfit(f"it is nested too deep: at most {DEPTH} levels")
     try:
-        # Numbers are left as they stand: one of a million digits takes long to be read.
-        value = json.loads(
-            said,
-            object_pairs_hook=_object,
-            parse_constant=_refuse,
-            parse_int=str,
-            parse_float=str,
-        )
-        json.dumps(value, ensure_ascii=False).encode()
+        _encode(_decode(said)).encode()
     except Misfit:
         raise
     except UnicodeEncodeError:
@@ -78,3 +70,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(name: str) -> NoReturn:
     raise Misfit(f"{name} is no JSON: use null, or a text")
+
+
+# Numbers are left as they stand: one of a million digits takes long to be read.
+_decode = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_refuse, parse_int=str, parse_float=str
+).decode
+_encode = json.JSONEncoder(ensure_ascii=False).encode

@@ -101,7 +101,9 @@ class Worker:
         custom = call["type"] == "custom_tool_call"
         run = _failed(STUCK) if stuck else self._run(name, arguments, wanted, custom=custom)
         learn()  # what ran may have brought secrets into the environment
-        result = msgspec.structs.replace(run.result, text=redacted(run.result.text))
+        result, shown = run.result, redacted(run.result.text)
+        if shown is not result.text:
+            result = msgspec.structs.replace(result, text=shown)
         self._previous = (name, arguments)
         self.refused = self.refused or run.status == "refused"
         output = result.output(self._endpoint.output_limit, images=bool(self._endpoint.images))

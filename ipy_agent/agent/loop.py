@@ -211,6 +211,8 @@ async def _exchange(transport: Transport, request: Request, hear: Hear) -> Respo
     async with aclosing(heard(transport.stream(request))) as stream:
         async for event in stream:
             hear(event)
+            if event.KIND == "progress":  # which nearly all are
+                continue
             if isinstance(event, Error):
                 failure, status = event.reason, event.status
             elif isinstance(event, ResponseFailedEvent):

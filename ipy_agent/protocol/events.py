@@ -46,7 +46,8 @@ __all__ = [
 class Event(msgspec.Struct, omit_defaults=True, kw_only=True):
     """One frame from the server. `stream_id` names the lane; the default lane has none.
 
-    What some endpoints tell as null, others leave out: nobody may tell `None` from `UNSET`.
+    What some endpoints tell as null, others leave out: nobody may tell `None` from `UNSET`. Deltas
+    are left out of garbage collection: they hold texts only, and there may be 100,000 of them.
     """
 
     KIND: ClassVar[str] = "progress"
@@ -89,7 +90,7 @@ class ContentPartDone(Event, tag="response.content_part.done"):
     part: Item
 
 
-class TextDelta(Event, omit_defaults=False, tag="response.output_text.delta"):
+class TextDelta(Event, omit_defaults=False, gc=False, tag="response.output_text.delta"):
     delta: str
     item_id: str = ""
     output_index: int = 0
@@ -103,14 +104,18 @@ class TextDone(Event, omit_defaults=False, tag="response.output_text.done"):
     content_index: int = 0
 
 
-class ThoughtDelta(Event, omit_defaults=False, tag="response.reasoning_summary_text.delta"):
+class ThoughtDelta(
+    Event, omit_defaults=False, gc=False, tag="response.reasoning_summary_text.delta"
+):
     delta: str
     item_id: str = ""
     output_index: int = 0
     summary_index: int = 0
 
 
-class ArgumentsDelta(Event, omit_defaults=False, tag="response.function_call_arguments.delta"):
+class ArgumentsDelta(
+    Event, omit_defaults=False, gc=False, tag="response.function_call_arguments.delta"
+):
     delta: str
     item_id: str = ""
     output_index: int = 0
@@ -122,7 +127,7 @@ class ArgumentsDone(Event, omit_defaults=False, tag="response.function_call_argu
     output_index: int = 0
 
 
-class InputDelta(Event, omit_defaults=False, tag="response.custom_tool_call_input.delta"):
+class InputDelta(Event, omit_defaults=False, gc=False, tag="response.custom_tool_call_input.delta"):
     delta: str
     item_id: str = ""
     output_index: int = 0

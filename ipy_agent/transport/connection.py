@@ -187,11 +187,15 @@ class Connection:
         )
 
     def _deliver(self, event: Event, size: int) -> None:
-        taken = [lane.take(size, event) for lane in self._meant(event)]
+        taken = False
+        for lane in self._meant(event):
+            taken = lane.take(size, event) or taken
+        if taken:
+            return
         # What belongs to no turn of ours is not worth a connection; but an answer that nobody
         # asked for on a lane of ours would be taken for the next turn's.
-        self.ignored += not any(taken)
-        if isinstance(event, ResponseCreated) and not any(taken):
+        self.ignored += 1
+        if isinstance(event, ResponseCreated):
             lanes = [lane for lane in self.lanes.values() if lane.wire == (event.stream_id or None)]
             unasked = [lane for lane in lanes if not lane.knows(event.response.id)]
             self.leaving = self.leaving or bool(unasked)

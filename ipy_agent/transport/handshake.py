@@ -60,6 +60,8 @@ class Socket(ClientConnection):
 
     async def drain(self) -> None:
         left, before = self.transport.get_write_buffer_size(), None
+        if not left:
+            return None
         while left != before:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(DEAF_SECONDS):

@@ -94,6 +94,9 @@ class Recovery:
             try:
                 async with contextlib.aclosing(self.transport.stream(request)) as stream:
                     async for event in stream:
+                        if event.KIND == "progress":  # which nearly all are
+                            yield event
+                            continue
                         if isinstance(event, RequestSent):
                             yield msgspec.structs.replace(event, attempt=sent)
                             sent += 1

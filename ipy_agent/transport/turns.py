@@ -88,9 +88,9 @@ class Turn:
 
     def learn(self, event: Event) -> bool:
         """Take note of an event, and return whether it ends the turn."""
-        if isinstance(event, ItemDone):
-            self._done.append(event.item)
         if event.KIND not in ("terminal", "error"):
+            if isinstance(event, ItemDone):
+                self._done.append(event.item)
             return False
         if isinstance(event, TERMINAL):
             # An output that was not told again is what was done.

@@ -28,7 +28,6 @@ from ipy_agent.transport import Stream
 from ipy_agent.transport.address import Locate, key_refused, local_address
 from ipy_agent.transport.clock import Clock
 from ipy_agent.transport.connection import CONNECTION_LIMIT
-from ipy_agent.transport.livelane import Arrival
 from ipy_agent.transport.pool import Place, Pool
 from ipy_agent.transport.rehearsal import Rehearsal
 from ipy_agent.transport.turns import Turn
@@ -105,11 +104,11 @@ class WebSocketTransport:
                     yield await self._send(turn, attempt)
                     heard, over = False, False
                     while not over:
-                        size, event = await self._arrival(place, heard=heard)
+                        if not place.lane.arrived:
+                            await self._wait(place, heard=heard)
+                        size, event = place.lane.next()
                         received, heard = received + size, True
                         over = turn.learn(event)
-                        if isinstance(event, Error) and event.status == UNAUTHORIZED:
-                            raise key_refused(self.endpoint)
                         if over and self._mends(turn, event):
                             break
                         yield event
@@ -170,8 +169,8 @@ class WebSocketTransport:
                 f"{limit:,}: send less, or start over with `%agent reset`"
             )
 
-    async def _arrival(self, place: Place, *, heard: bool) -> Arrival:
-        """Return what comes next of a turn.
+    async def _wait(self, place: Place, *, heard: bool) -> None:
+        """Wait for what comes next of a turn.
 
         Its first event has a deadline. After it any sign of life counts: a model that thinks in
         silence is not dead while its endpoint answers pings.
@@ -188,15 +187,20 @@ class WebSocketTransport:
                     f"{self.endpoint.name} was silent for {seconds:g} s; run the cell again",
                     sent=True,
                 )
-        return lane.next()
 
     def _limit(self, **learnt: Any) -> None:
         self._pool.limits = dataclasses.replace(self._pool.limits, **learnt)
 
     def _mends(self, turn: Turn, event: Event) -> bool:
-        """Whether a turn that failed is to be sent again, in another way."""
+        """Whether a turn that failed is to be sent again, in another way.
+
+        Raises:
+            AuthenticationFailed: it was the key.
+        """
         if not isinstance(event, Error):
             return False
+        if event.status == UNAUTHORIZED:
+            raise key_refused(self.endpoint)
         for name, (fits, mend) in self._REMEDIES.items():
             if name not in turn.mended and fits(turn, event.reason):
                 turn.mended.add(name)
