@@ -42,6 +42,8 @@ class Side(enum.Enum):
     CLIENT = "client"
     SERVER = "server"
 
+    __hash__ = object.__hash__  # a member is one object; an enum's own goes by its name, in Python
+
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 IDLE, ASKED, ANSWERING, CLOSED = State

@@ -134,7 +134,8 @@ class LiveLane:
         number, last = event.sequence_number, self._number
         if not isinstance(number, int) or event.KIND in ("terminal", "error"):
             return False
-        self._number = max(number, last)
+        if number > last:
+            self._number = number
         return number < last or number == last > 0  # some count nothing: all of theirs are 0
 
     def let_go(self) -> None:

@@ -108,6 +108,8 @@ class Pool:
     def _choice(self, request: Request, among: Iterable[Connection]) -> Connection | None:
         name, model = request.stream_id, _model(request)
         fit = [one for one in among if self._takes(one, name, model)]
+        if len(fit) == 1:  # as nearly always
+            return fit[0]
         return max(fit, key=lambda one: _worth(one, request), default=None)
 
     def _takes(self, connection: Connection, name: str | None, model: str | None) -> bool:
