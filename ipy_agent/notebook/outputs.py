@@ -90,13 +90,14 @@ class Outputs:
             self._last.show(bundle)
 
     @contextlib.contextmanager
-    def taking(self) -> Iterator[list[Handle]]:
+    def taking(self, prepare: Callable[[], None]) -> Iterator[list[Handle]]:
         """Within this context what a tool displays stands above the panel, where it arose.
 
+        Before each, `prepare` is called: there may be something that has to stand above it.
         The list grows with each. What will be updated by a name of its own keeps it, and stands
         below the panel; so does what another thread displays.
         """
-        taker = _Taker(self, InteractiveShell.instance().display_pub)
+        taker = _Taker(self, InteractiveShell.instance().display_pub, prepare)
         if not _on_main_thread():  # where outputs belong to no cell
             yield taker.taken
             return
@@ -111,11 +112,14 @@ class _Taker:
     Another thread clears nothing meanwhile: its cell may be this one.
     """
 
-    def __init__(self, outputs: Outputs, publisher: DisplayPublisher) -> None:
+    def __init__(
+        self, outputs: Outputs, publisher: DisplayPublisher, prepare: Callable[[], None]
+    ) -> None:
         self.taken: list[Handle] = []
         self.publisher = publisher
         self._publish = publisher.publish
         self._outputs = outputs
+        self._prepare = prepare
         self._clears = False
 
     def publish(self, data: dict[str, Any], metadata: Any = None, *rest: Any, **told: Any) -> None:
@@ -125,7 +129,9 @@ class _Taker:
             return
         if self._clears:
             self._clear(later=1)
-        self.taken.append(self._outputs.put(data, metadata))
+        with self._outputs.lock:
+            self._prepare()
+            self.taken.append(self._outputs.put(data, metadata))
 
     def clear_output(self, wait: bool = False) -> None:
         if not _on_main_thread():

@@ -115,7 +115,7 @@ class Screen:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Within this context a tool's displays stand below what is there, above what follows."""
-        with self._outputs.taking() as taken:
+        with self._outputs.taking(self._place) as taken:
             try:
                 yield
             finally:
@@ -143,10 +143,14 @@ class Screen:
 
     def end(self, bundle: dict[str, str]) -> None:
         """Leave a mime bundle in the place of the widget below; nothing is added any more above."""
+        self._place()
+        self._outputs.end(bundle)
+
+    def _place(self) -> None:
+        """Give all parts their place, before anything stands below them."""
         for segment in self._segments:
             if segment.handle is None:
                 self._send(segment)
-        self._outputs.end(bundle)
 
     def _send(self, segment: _Segment) -> int:
         """Show a segment as it stands; return how many characters that took."""
