@@ -91,9 +91,10 @@ class Panel:
         if now < self._due and not force:
             return False
         self._due = now + self._every
-        for at in range(len(VIEWS)) if force else (self.tabs.selected_index,):
-            sent = self._show(at)
-            self._spent += sent if force else 0
+        for at in range(len(VIEWS)):
+            if force or at == self.tabs.selected_index:
+                sent = self._show(at)
+                self._spent += sent if force else 0
         return True
 
     def _show(self, at: int) -> int:

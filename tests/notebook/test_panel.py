@@ -186,7 +186,11 @@ def test_it_is_small_at_a_thousand_turns(told, least, clock):
     assert f"<b>1,000</b> turns, the last {shown} shown" in page
 
 
-@pytest.mark.parametrize("prompt", ["How heavy are they? " * 9, "\\" * 90, '"' * 90, "é" * 90])
+@pytest.mark.parametrize(
+    "prompt",
+    ["How heavy are they? " * 9, "\\" * 90, '"' * 90, "é" * 90],
+    ids=["words", "backslashes", "quotes", "accents"],
+)
 def test_every_view_is_small_at_a_thousand(prompt, clock):
     """So are a thousand cell runs, and as many tool calls, whatever they are called."""
     recorder, panel = panel_of(0, clock)
