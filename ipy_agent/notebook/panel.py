@@ -4,7 +4,7 @@ Turns, cell runs and tool calls are tabs, which the browser switches by itself, 
 however busy the kernel is. The button's click has to reach a thread that is free: ipykernel would
 hand it to the shell that runs the cell, behind everything that it still has to do.
 
-Rule 1: a refresh is the view that is looked at, if it changed, and 8,192 bytes at most.
+Rule 1: a refresh is the view that is looked at, if it changed: a message of at most 8,192 bytes.
 Rule 2: nothing here announces itself: a screen reader would read every refresh aloud.
 """
 
@@ -19,11 +19,16 @@ from IPython.display import DisplayHandle
 from ipy_agent import rendering
 from ipy_agent.notebook.views import Views
 from ipy_agent.records import Recorder
-from ipy_agent.tables.picture import LIVE, LIVE_CLASS
+from ipy_agent.secrets import holds_secret
+from ipy_agent.tables.picture import Kept, Picture
+from ipy_agent.tables.style import LIVE, LIVE_CLASS
 
 __all__ = ["Board", "Panel", "heard_at_once"]
 
-ROOM = 8_192
+ENVELOPE = 768
+"""What a message has besides the HTML: its headers, and names in them that differ in length."""
+
+ROOM = 8_192 - ENVELOPE
 BURST, BYTES_A_SECOND = 500_000, 50_000
 """How many characters may be sent ahead of a tool's work at once, and in the long run."""
 VIEWS = ("turns", "cells", "tools")
@@ -57,7 +62,9 @@ class Panel:
         from ipywidgets import HTML, Button, Tab, VBox  # noqa: PLC0415 (slow; comes with a run)
 
         self._views = views = Views(recorder, clock, fresh=True)
-        self._draws = (views.turns, views.cells, views.calls)
+        self._looks = (views.turns, views.cells, views.calls)
+        self._shown: list[Picture | None] = [None for _ in VIEWS]
+        self._kept: list[Kept] = [{} for _ in VIEWS]
         self._clock = clock
         self._every = every
         self._due = self._spent_at = clock()
@@ -84,11 +91,20 @@ class Panel:
         if now < self._due and not force:
             return False
         self._due = now + self._every
-        for at, (draw, shown) in enumerate(zip(self._draws, self.tabs.children, strict=True)):
+        for at in range(len(VIEWS)):
             if force or at == self.tabs.selected_index:
-                shown.value = draw().html(ROOM, live=True)
-                self._spent += len(shown.value) if force else 0
+                sent = self._show(at)
+                self._spent += sent if force else 0
         return True
+
+    def _show(self, at: int) -> int:
+        """Draw a view if there is anything new in it; return how many characters were sent."""
+        shown, look = self.tabs.children[at], self._looks[at]()
+        if look == self._shown[at] and not holds_secret(shown.value):
+            return 0
+        self._shown[at] = look
+        shown.value = look.html(ROOM, live=True, kept=self._kept[at])
+        return len(shown.value)
 
     def tell(self, text: str) -> None:
         """Show a line below the tables; from any thread, also while the main one is busy."""

@@ -1,7 +1,7 @@
 """What a panel shows: a recorder's turns, cell runs and tool calls, each as a picture.
 
-Rule 1: a look costs the same at turn 1,000 as at turn 60: it draws the last rows, and the totals
-are told each row once.
+Rule 1: a look costs the same at turn 1,000 as at turn 60: it draws the last rows, of those only
+what changed since the last look, and the totals are told each row once.
 Rule 2: rows are only read, and each at one moment: the loop's thread may be writing the last.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
 
 from ipy_agent import rendering
@@ -47,19 +48,40 @@ class Views:
         self._cells: dict[int, Totals] = {}
         self._calls = CallTotals()
         self._seen: dict[int, float] = {}
+        # The lines that were shown last, with what they were read from where that may change.
+        self._turn_lines: dict[int, Line] = {}
+        self._cell_lines: dict[int, tuple[object, Line]] = {}
+        self._call_lines: deque[CallLine] = deque(maxlen=LAST)
 
     def turns(self) -> Picture:
         """Return the picture of the last turns."""
         self._count()
-        turns, now = self._recorder.turns, self._clock()
-        shown = turns[max(self._since, self._told - LAST) : self._told]
-        return picture.turns([Line.of(row, self._elapsed(row, now)) for row in shown], self._totals)
+        now, first = self._clock(), max(self._since, self._told - LAST)
+        lines: list[Line] = []
+        ended: dict[int, Line] = {}
+        for row in self._recorder.turns[first : self._told]:
+            line = self._turn_lines.get(row.turn)
+            if line is None and row.status == "running":
+                line = Line.of(row, self._elapsed(row, now))
+            else:
+                line = ended[row.turn] = line or Line.of(row)
+            lines.append(line)
+        self._turn_lines = ended
+        return picture.turns(lines, self._totals)
 
     def cells(self) -> Picture:
         """Return the picture of the last cell runs that have made a turn."""
         self._count()
-        last = reversed(list(itertools.islice(reversed(self._cells), LAST)))
-        lines = [self._cells[number].of(self._recorder.cells[number - 1]) for number in last]
+        shown: dict[int, tuple[object, Line]] = {}
+        for number in reversed(list(itertools.islice(reversed(self._cells), LAST))):
+            totals, row = self._cells[number], self._recorder.cells[number - 1]
+            told = (totals.turns, row.status, row.standing)
+            kept = self._cell_lines.get(number)
+            if kept is None or kept[0] != told:
+                kept = (told, totals.of(row))
+            shown[number] = kept
+        self._cell_lines = shown
+        lines = [line for _, line in shown.values()]
         return picture.cells(lines, self._totals, len(self._cells))
 
     def calls(self) -> Picture:
@@ -68,9 +90,10 @@ class Views:
         count = len(tools)
         for row in tools[self._told_calls : count]:
             self._calls.add(row)
+        new = tools[max(self._told_calls, count - LAST) : count]
+        self._call_lines += map(CallLine.of, new)
         self._told_calls = count
-        shown = tools[max(self._since_call, count - LAST) : count]
-        return picture.calls([CallLine.of(row) for row in shown], self._calls)
+        return picture.calls([*self._call_lines], self._calls)
 
     def static(self) -> dict[str, str]:
         """Return what there is as a mime bundle that needs no kernel: the turns, the rest folded.
@@ -101,10 +124,8 @@ class Views:
             self._totals.add(row)
             self._cells[row.cell].add(row)
             self._open.remove(row)
-
-    def _elapsed(self, row: TurnRecord, now: float) -> float | None:
-        """Return the milliseconds since a running turn was first seen."""
-        if row.status != "running":
             self._seen.pop(row.turn, None)
-            return None
+
+    def _elapsed(self, row: TurnRecord, now: float) -> float:
+        """Return the milliseconds since a running turn was first seen."""
         return (now - self._seen.setdefault(row.turn, now)) * 1000

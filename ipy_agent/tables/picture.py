@@ -1,19 +1,21 @@
 """Turns, cell runs and tool calls at a glance: a table each, as HTML to look at and as text.
 
 Rule 1: readable without colour and without styles: what a bar shows also stands as text.
-Rule 2: fifty usual turns and the totals fit into 8 kB while they are live. That is why cells and
-rows are not closed, which HTML does not ask for, and bars are backgrounds; live, the one style
-sheet `LIVE`, sent once, draws them. What stays behind has its styles inline, since a
-notebook that is not trusted loses style sheets.
+Rule 2: fifty usual turns and the totals fit into a message of 8 kB while they are live. That is
+why cells and rows are not closed, which HTML does not ask for, and bars are backgrounds; live,
+the one style sheet `LIVE`, sent once, draws them. What stays behind has its styles inline, since
+a notebook that is not trusted loses style sheets.
+Rule 3: what the cells of a live line say is worked out once, as long as it is shown; only where
+its bar ends depends on the lines around it.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ipy_agent.rendering import NO_MATH, TRACK, escape, stripes
+from ipy_agent.rendering import NO_MATH, escape, stripes
+from ipy_agent.secrets import holds_secret
 from ipy_agent.tables.columns import (
     CACHED,
     CALLS,
@@ -29,10 +31,20 @@ from ipy_agent.tables.columns import (
     rate,
 )
 from ipy_agent.tables.lines import CallLine, CallTotals, Line, Totals
+from ipy_agent.tables.style import (
+    BAD,
+    BAND,
+    BEHIND,
+    CAPTION,
+    HEADS,
+    LIVE_HEADS,
+    RULE,
+    TABLE,
+    bar_at,
+)
 
 __all__ = [
-    "LIVE",
-    "LIVE_CLASS",
+    "Kept",
     "Picture",
     "calls",
     "cells",
@@ -41,6 +53,9 @@ __all__ = [
     "turns_html",
     "turns_text",
 ]
+
+Kept = dict[Line | CallLine, tuple[str, str, str]]
+"""What of live lines was drawn that no other line changes: class, cached share, and cells."""
 
 
 class Picture(NamedTuple):
@@ -74,24 +89,37 @@ class Picture(NamedTuple):
         ]
         return "\n".join([self.summary(len(self.lines)), "", *drawn])
 
-    def html(self, room: int | None = None, *, live: bool = False) -> str:
+    def html(self, room: int | None = None, *, live: bool = False, kept: Kept | None = None) -> str:
         """Return the table as HTML with bars.
 
         Args:
-            room: how many bytes there are; if need be, the earliest lines are left out.
+            room: how many bytes of JSON there are; if need be, the earliest lines are left out.
             live: short, and drawn by the style sheet `LIVE`; else styled inline.
+            kept: what was drawn of the live lines before, and is then of these; an equal line is
+                not drawn again.
         """
-        longest = max((sum(line.times) for line in self.lines), default=0.0)
-        row = self._live_row if live else self._row
-        rows = [row(line, longest) for line in self.lines]
-        foot = "<tfoot>" if live else f'<tfoot align=right style="border-top:{_RULE}">'
-        below = f"{foot}{row(self.sums, sum(self.sums.times))}</table>"
-        size = len(below.encode()) + sum(len(one.encode()) for one in rows)
+        kept = {} if kept is None else kept
+        page = self._page(room, kept if live else None)
+        if live and holds_secret(page):  # what became known since it was drawn is masked
+            kept.clear()
+            page = self._page(room, kept)
+        return page
+
+    def _page(self, room: int | None, kept: Kept | None) -> str:
+        """Return it whole, live where there is something kept."""
+        live, longest = kept is not None, max((sum(line.times) for line in self.lines), default=0.0)
+        lines = [*((line, longest) for line in self.lines), (self.sums, sum(self.sums.times))]
+        rows = self._rows(lines) if kept is None else self._live_rows(lines, kept)
+        foot = "<tfoot>" if live else f'<tfoot align=right style="border-top:{RULE}">'
+        below = f"{foot}{rows.pop()}{'' if live else '</table>'}"
+        size = 0 if room is None else _size(below) + sum(map(_size, rows))
+        first = 0
         while True:
-            above = self._above(len(rows), live=live)
-            if room is None or not rows or size + len(above.encode()) <= room:
-                return f"{above}{''.join(rows)}{below}"
-            size -= len(rows.pop(0).encode())
+            above = self._above(len(rows) - first, live=live)
+            if room is None or first == len(rows) or size + _size(above) <= room:
+                return f"{above}{''.join(rows[first:])}{below}"
+            size -= _size(rows[first])
+            first += 1
 
     def _facts(self, shown: int) -> Iterator[tuple[str, str]]:
         noun = self.noun if self.number == 1 else f"{self.noun}s"
@@ -104,31 +132,33 @@ class Picture(NamedTuple):
         if live:
             free = any(column.says is excerpt for column in self.columns)
             words = f" class={NO_MATH.split()[0]}" if free else ""
-            heads = _LIVE_HEADS[self.columns]
+            heads = LIVE_HEADS[self.columns]
             return f"<table{words}><caption>{facts}</caption>{heads}<tbody>"
         return (
-            f'<table class="{NO_MATH}" cellpadding=3 style="{_TABLE}">'
-            f'<caption style="{_CAPTION}">{facts}</caption>'
-            f"{_HEADS[self.columns]}<tbody align=right>"
+            f'<table class="{NO_MATH}" cellpadding=3 style="{TABLE}">'
+            f'<caption style="{CAPTION}">{facts}</caption>'
+            f"{HEADS[self.columns]}<tbody align=right>"
         )
 
-    def _row(self, line: Line | CallLine, longest: float) -> str:
+    def _rows(self, lines: Sequence[tuple[Line | CallLine, float]]) -> list[str]:
+        """Return a row a line, whose bar is drawn to the scale of the time beside it."""
         first, *others = self.columns
-        parts = zip(_shares(line, longest), (MODEL, TOOLS, WAITING), strict=True)
-        cells = [f"<td{_style(column, line)}>{_said(column, line)}" for column in others]
-        cells.insert(_bar_at(others), f'<td style="background:{stripes(parts)}{_BAND}">')
-        return f"<tr><th scope=row>{_said(first, line)}{''.join(cells)}"
+        rows = []
+        for line, longest in lines:
+            parts = zip(_shares(line, longest), (MODEL, TOOLS, WAITING), strict=True)
+            cells = [f"<td{_style(column, line)}>{_said(column, line)}" for column in others]
+            cells.insert(bar_at(others), f'<td style="background:{stripes(parts)}{BAND}">')
+            rows.append(f"<tr><th scope=row>{_said(first, line)}{''.join(cells)}")
+        return rows
 
-    def _live_row(self, line: Line | CallLine, longest: float) -> str:
-        first, *others = self.columns
-        cells = [f"<td>{_said(column, line).replace(NBSP, ' ')}" for column in others]
-        cells.insert(_bar_at(others), "<td>")
-        drawn = _ends(_shares(line, longest))
-        if line.hit_rate is not None:
-            drawn.append(f"--h:{100 * min(max(line.hit_rate, 0), 1):.0f}")
-        style = f" style={';'.join(drawn)}" if drawn else ""
-        state = "" if _is_good(line) else " class=bad"
-        return f"<tr{state}{style}><th>{_said(first, line)}{''.join(cells)}"
+    def _live_rows(self, lines: Sequence[tuple[Line | CallLine, float]], kept: Kept) -> list[str]:
+        drawn = [kept.get(line) or _live_parts(self.columns, line) for line, _ in lines]
+        kept.clear()
+        kept.update((line, parts) for (line, _), parts in zip(lines, drawn, strict=True))
+        return [
+            _live_row(parts, _ends(line.times, longest))
+            for (line, longest), parts in zip(lines, drawn, strict=True)
+        ]
 
 
 def turns(lines: Sequence[Line], totals: Totals) -> Picture:
@@ -174,11 +204,6 @@ def _saved(line: Line) -> tuple[tuple[str, str], ...]:
     return tuple(told)
 
 
-def _bar_at(columns: Sequence[Column]) -> int:
-    """Return which column the bar stands before: the first that is a part of it."""
-    return next(at for at, column in enumerate(columns) if column.colour)
-
-
 def _said(column: Column, line: Line | CallLine) -> str:
     return escape(column.text(line))
 
@@ -187,23 +212,43 @@ def _shares(line: Line | CallLine, longest: float) -> list[float]:
     return [time / longest if longest else 0.0 for time in line.times]
 
 
-def _ends(shares: Sequence[float]) -> list[str]:
+def _size(html: str) -> int:
+    """Return how many bytes HTML takes within a message, which is JSON."""
+    return len(html.encode()) + html.count('"') + html.count("\\")
+
+
+def _ends(times: Sequence[float], longest: float) -> list[str]:
     """Return where each part of a live bar ends, in percent: of one that is there, one at least."""
     ends, at = [], 0
-    for name, share in zip("abc", shares, strict=True):
-        end = min(100, at + max(1, round(share * 100))) if share > 0 else at
+    for name, time in zip("abc", times, strict=True):
+        end = min(100, at + max(1, round(time / longest * 100))) if time > 0 else at
         if end > at:
             ends.append(f"--{name}:{end}")
         at = end
     return ends
 
 
+def _live_parts(columns: Sequence[Column], line: Line | CallLine) -> tuple[str, str, str]:
+    first, *others = columns
+    cells = [f"<td>{_said(column, line).replace(NBSP, ' ')}" for column in others]
+    cells.insert(bar_at(others), "<td>")
+    state = "" if _is_good(line) else " class=bad"
+    cached = "" if line.hit_rate is None else f"--h:{100 * min(max(line.hit_rate, 0), 1):.0f}"
+    return state, cached, f"<th>{_said(first, line)}{''.join(cells)}"
+
+
+def _live_row(parts: tuple[str, str, str], ends: list[str]) -> str:
+    state, cached, cells = parts
+    drawn = ";".join([*ends, cached] if cached else ends)
+    return f"<tr{state}{drawn and f' style={drawn}'}>{cells}"
+
+
 def _style(column: Column, line: Line | CallLine) -> str:
     if column.field == "hit_rate" and line.hit_rate is not None:
         cached = stripes([(line.hit_rate, f"{CACHED}8")])
-        return f' style="background:{cached}{_BEHIND}"'
+        return f' style="background:{cached}{BEHIND}"'
     if column.field == "status" and not _is_good(line):
-        return f' style="color:{_BAD}"'
+        return f' style="color:{BAD}"'
     return ' style="text-align:left"' if column.field in _WORDS else ""
 
 
@@ -213,84 +258,3 @@ def _is_good(line: Line | CallLine) -> bool:
 
 _WORDS = {"said", "name"}
 _GOOD = frozenset({"", "completed", "running"})
-_BAND = " 0/100% 10px no-repeat"
-_BEHIND = " 0/100% 17px no-repeat"
-_RULE = "1px solid #8885"
-_UNDER = "border-bottom:3px solid "
-_TIME = "min-width:100px;text-align:left"
-_BAD = "#d44"
-_KINDS = {MODEL: "model", TOOLS: "tools", WAITING: "waiting", CACHED: "cached"}
-_TABLE = "border-collapse:collapse;font-size:12px;line-height:1.4;white-space:nowrap"
-_CAPTION = "caption-side:top;text-align:left;padding:4px 0;font-size:13px"
-
-LIVE_CLASS = "ipy-agent-live"
-
-
-def _bar(stops: str, band: str) -> str:
-    return f"background:linear-gradient(90deg,{stops},{TRACK} 0){band}"
-
-
-_LIVE = {
-    ".widget-html-content": "overflow-x:auto",
-    "table": _TABLE,
-    "caption": _CAPTION,
-    "tbody,tfoot": "text-align:right",
-    "th+td": "text-align:left",
-    "tfoot": f"border-top:{_RULE}",
-    "th,td": "padding:3px",
-    "col,colgroup": "width:56px",
-    "colgroup+colgroup": f"border-left:{_RULE}",
-    "th[colspan]": "text-align:center",
-    "td:nth-child(-n+4):empty": _bar(
-        f"{MODEL} calc(1%*var(--a,0)),{TOOLS} 0 calc(1%*var(--b,0)),"
-        f"{WAITING} 0 calc(1%*var(--c,0))",
-        _BAND,
-    ),
-    "td:nth-last-child(3)": _bar(f"{CACHED}8 calc(1%*var(--h))", _BEHIND),
-    ".bad td:last-child": f"color:{_BAD}",
-    ".time": _TIME,
-    **{f".{kind}": f"{_UNDER}{colour}" for colour, kind in _KINDS.items()},
-}
-LIVE = "".join(
-    f"{','.join(f'.{LIVE_CLASS} {one}' for one in selector.split(','))}{{{style}}}"
-    for selector, style in _LIVE.items()
-)
-"""The style sheet of live tables, within an element of the class `LIVE_CLASS`."""
-
-
-def _head(columns: tuple[Column, ...], *, live: bool) -> str:
-    """Return the headings: of what, and below it what is counted; one row where that says all."""
-    rows = 2 if any(column.group for column in columns) else 1
-    spans: list[str] = []
-    above: list[str] = []
-    below: list[str] = []
-    for group, members in itertools.groupby(columns, lambda column: column.group):
-        names = list(itertools.chain(*(_headings(column, columns, live) for column in members)))
-        side = f";border-left:{_RULE}" if spans else ""
-        inline = "" if live else f' style="width:56px{side}"'
-        spans.append(f"<colgroup span={len(names)}{inline}>")
-        if group:
-            middle = "" if live else ' style="text-align:center"'
-            above.append(f"<th scope=colgroup colspan={len(names)}{middle}>{group}")
-            below += names
-        else:
-            above += [name.replace("<th", f"<th rowspan={rows}", 1) for name in names]
-    under = f"<tr>{''.join(below)}" if below else ""
-    return f"{''.join(spans)}<thead><tr>{''.join(above)}{under}"
-
-
-def _headings(column: Column, columns: Sequence[Column], live: bool) -> list[str]:
-    """Return a column's heading, behind that of the bar where the bar stands before it."""
-    hint = f' title="{column.hint}"' if column.hint else ""
-    if live:  # without a scope a heading above cells is theirs, and the style sheet knows colours
-        kind = f" class={_KINDS[column.colour]}" if column.colour else ""
-        own, time = f"<th{kind}{hint}>{column.name}", "<th class=time>time"
-    else:
-        style = f' style="{_UNDER}{column.colour}"' if column.colour else ""
-        own = f"<th scope=col{hint}{style}>{column.name}"
-        time = f'<th scope=col style="{_TIME}">time'
-    return [time, own] if column is columns[_bar_at(columns)] else [own]
-
-
-_HEADS = {columns: _head(columns, live=False) for columns in (COLUMNS, CELLS, CALLS)}
-_LIVE_HEADS = {columns: _head(columns, live=True) for columns in _HEADS}

@@ -88,6 +88,52 @@ def test_the_running_turn_shows_its_time(recorder, clock):
     assert line.status == "running 3.2 s"
 
 
+def test_a_running_turn_shows_what_it_has_done_so_far(recorder, clock):
+    """At each look; one that ended stays as it was."""
+    views = Views(recorder, clock)
+    recorder.turns += [turn(1), turn(2, status="running", latency_ms=None)]
+    views.turns()
+    recorder.turns[1].tool_ms, recorder.turns[1].latency_ms = 12.0, 34.0
+    ended, running = views.turns().lines
+    assert (running.tool_ms, running.model_ms) == (12.0, 34.0)
+
+    recorder.turns[1].approval_ms, recorder.turns[1].status = 56.0, "completed"
+    same, last = views.turns().lines
+
+    assert same is ended
+    assert (last.tool_ms, last.waiting_ms, last.status) == (12.0, 56.0, "completed")
+    assert views.turns().lines[1] is last
+
+
+def test_what_became_of_a_cell_run_is_shown(recorder, clock):
+    """However long ago it was: one that is no longer sent says so."""
+    views = Views(recorder, clock)
+    recorder.turns += [turn(1), turn(2, cell=2)]
+    before = views.cells().lines
+    assert before[0].status == "completed"
+
+    recorder.cells[0].standing = "stale"
+    after = views.cells().lines
+
+    assert after[0].status == "completed, stale"
+    assert after[1] is before[1]
+
+
+def test_the_last_fifty_are_shown(recorder, clock):
+    """Of turns, cell runs and tool calls, at the first look and at each that follows."""
+    told = {"branch": "main", "endpoint": "local", "started_at": DAY, "prompt": "?"}
+    recorder.cells[:] = [CellRecord(cell=number, **told) for number in range(1, 201)]
+    views = Views(recorder, clock)
+    for first, last in ((1, 120), (121, 125), (126, 200)):
+        recorder.turns += [turn(number, cell=number) for number in range(first, last + 1)]
+        recorder.tools += [call(number) for number in range(first, last + 1)]
+
+        for shown in (views.turns(), views.cells(), views.calls()):
+            assert [line.turn for line in shown.lines] == [
+                str(number) for number in range(last - 49, last + 1)
+            ]
+
+
 def test_a_cell_run_is_shown_from_its_first_turn_on(recorder, clock):
     """With the sums of what ended of it; a run without turns has nothing to show."""
     views = Views(recorder, clock)

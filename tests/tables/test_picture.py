@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import math
 import re
 from datetime import UTC, datetime
@@ -15,7 +16,8 @@ from ipy_agent.records import CellRecord, ToolRecord
 from ipy_agent.tables import picture
 from ipy_agent.tables.columns import COLUMNS, count, rate, size
 from ipy_agent.tables.lines import CallLine, CallTotals, Line, Totals
-from ipy_agent.tables.picture import LIVE, summary, turns_html, turns_text
+from ipy_agent.tables.picture import summary, turns_html, turns_text
+from ipy_agent.tables.style import LIVE
 
 SECTIONS = {"table", "colgroup", "thead", "tbody", "tfoot"}
 DASH = "\N{EN DASH}"
@@ -297,6 +299,25 @@ def test_a_live_bar_ends_where_the_static_one_does(turn):
     assert first.startswith("--a:60;--b:100;--h:40>")
     assert second.startswith("--a:10;--c:25;--h:40>")
     assert all(f"var(--{name}" in LIVE for name in "abch")
+
+
+def test_what_was_drawn_before_is_drawn_the_same(turn):
+    """Whatever is kept: bars are drawn to the longest that is shown now, and no more is kept."""
+    rows = [turn(number, latency_ms=100.0 * number, tool_ms=30.0) for number in range(1, 9)]
+    kept = {}
+    for shown in (rows[:3], rows[1:6], rows[4:], rows[2:5], []):
+        one = picture.turns([Line.of(row) for row in shown], totals_of(shown))
+        assert one.html(live=True, kept=kept) == one.html(live=True)
+        assert len(kept) == len(shown) + 1
+
+
+def test_room_is_counted_as_json(turn):
+    """A backslash takes two bytes in a message."""
+    totals = totals_of([turn(1)])
+    lines = [totals.of(cell(number, prompt="\\" * 40)) for number in range(1, 51)]
+    page = picture.cells(lines, totals, 50).html(5_000, live=True)
+
+    assert 4_800 < len(json.dumps(page, ensure_ascii=False).encode()) - 2 <= 5_000
 
 
 def test_what_failed_is_marked_in_a_live_table(turn):
