@@ -8,6 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,9 +19,9 @@ from functools import partial
 from importlib.metadata import version
 
 import kernels
-from processes import Loop, Plan, Told, measured, middle
+from processes import Loop, Plan, Told, environment, measured, middle
 
-BARE, OURS = "bare", "ipy_agent"
+BARE, OURS, RESENT = "bare", "ipy_agent", "openai SDK, full resend"
 SCRIPTS = {
     BARE: partial(measured, Loop("bare.py")),
     OURS: partial(measured, Loop("ours.py")),
@@ -28,6 +32,11 @@ KERNELS = {
     f"{BARE}, awaited": partial(kernels.bare, kernels.AWAITED),
     f"{BARE}, on a thread": partial(kernels.bare, kernels.THREADED),
     OURS: kernels.agent,
+}
+
+SENT = {
+    **{name: SCRIPTS[name] for name in (BARE, OURS, "openai SDK")},
+    RESENT: partial(measured, Loop("resend.py", http=True)),
 }
 
 Clients = dict[str, Callable[[Plan], Told]]
@@ -134,19 +143,98 @@ def screen(rounds: int) -> None:
     told = rounds_of(KERNELS, NOVEL, rounds)
     compare("CPU ms", taken(told, cpu_ms), "≤ 2.5 ×", 0)
     compare("MB grown", taken(told, lambda one: one.grown(1)), "≤ 20 MB", 1)
-    for kinds, what in ((kernels.SCREEN, "of the answer"), (("comm_msg",), "of the panel")):
-        for deltas, many in (("half of them", before[OURS]), ("all", told[OURS])):
-            cells = [one.cells[-1] for one in many]
-            counts = [len(cell.of(*kinds)) for cell in cells]
-            sizes = [sum(size for _, size in cell.of(*kinds)) for cell in cells]
-            most = max(cell.busiest(*kinds) for cell in cells)
+    for what, many in (("half of them: ", before[OURS]), ("all: ", told[OURS])):
+        tell_updates(what, [one.cells[-1] for one in many])
+
+
+def tell_updates(what: str, cells: list[kernels.Cell]) -> None:
+    """Print how often, and with how much, cells brought the screen up to date."""
+    for kinds, where in ((kernels.SCREEN, "answer"), (("comm_msg",), "panel")):
+        counts = [len(cell.of(*kinds)) for cell in cells]
+        sizes = [sum(size for _, size in cell.of(*kinds)) for cell in cells]
+        most = max(cell.busiest(*kinds) for cell in cells)
+        print(
+            f"{what}{middle(counts):.0f} updates of the {where}, {most} at most in a second "
+            f"(≤ 20), {middle(sizes) / 1_000:,.0f} kB"
+        )
+
+
+def size(_: int) -> None:
+    """Bytes of 21 requests with 20 outputs of 3 kB, beside a full resend; they are counted."""
+    for tools in (1, 24):
+        plan = Plan(((21, 20),), tools=tools, output=3_000)
+        told = {name: measure(plan) for name, measure in SENT.items()}
+        least = [told[name] for name in (BARE, RESENT)]
+        base, full = (sum(one.sizes(0)) for one in least)
+        print(f"\n{tools} tools{'':16} kB in all   × bare  less than a full resend   kB a turn")
+        for name, one in told.items():
+            sizes = one.sizes(0)
+            saved, turns = (
+                1 - sum(sizes) / full,
+                f"{sizes[1] / 1_000:.2f} to {sizes[-1] / 1_000:.2f}",
+            )
+            aim = "≤ 1.02 ×, 82 % less, flat" if name == OURS else ""
             print(
-                f"updates {what}, {deltas}: {middle(counts):.0f}, {most} at most in a second "
-                f"(≤ 20), {middle(sizes) / 1_000:,.0f} kB"
+                f"{name:24} {sum(sizes) / 1_000:8.1f} {sum(sizes) / base:8.3f} {saved:11.0%}"
+                f" {turns:>28}  {aim}"
             )
 
 
-TOPICS = {one.__name__: one for one in (kernel, stream, screen, growth, overhead, tail, first)}
+def idle(rounds: int) -> None:
+    """The kernel's main thread while 50 tokens a second stream for five seconds."""
+    plan = Plan(((1, 20), (1, 250)), pace_ms=20)
+    clients = {name: KERNELS[name] for name in (f"{BARE}, awaited", OURS)}
+    told = rounds_of(clients, plan, min(rounds, 3))
+    compare("% busy", taken(told, busy), "≤ 5 %")
+    tell_updates("", [one.cells[-1] for one in told[OURS]])
+
+
+def busy(told: Told) -> float:
+    """Return the share of the last run in which the thread that measures used a CPU, in %."""
+    before, after = told.costs[-2:]
+    return 100 * (after["main_ms"] - before["main_ms"]) / (after["wall_ms"] - before["wall_ms"])
+
+
+def panel(rounds: int) -> None:
+    """A refresh of the panel at 1,000 turns, in a kernel."""
+    count = 200
+    with kernels.kernel(SEVERAL) as live:
+        live.run(kernels.PATH)
+        cells = [
+            live.run(f"import panel; took = panel.refreshes({count})", "took")
+            for _ in range(rounds)
+        ]
+    took = [middle(cell.cost) for cell in cells]
+    sizes = [middle([size for _, size in cell.of("comm_msg")[-count:]]) for cell in cells]
+    print(
+        f"{middle(took):.2f} ms ({min(took):.2f} to {max(took):.2f}; ≤ 1 ms), and "
+        f"{middle(sizes) / 1_000:.1f} kB a message (≤ 8 kB)"
+    )
+
+
+def load(rounds: int) -> None:
+    """What `%load_ext ipy_agent` adds to IPython's start."""
+    took: Values = {BARE: [], OURS: []}
+    used: Values = {BARE: [], OURS: []}
+    with tempfile.TemporaryDirectory() as state:
+        for _ in range(5 * rounds + 1):
+            for name, line in ((BARE, "pass"), (OURS, "%load_ext ipy_agent")):
+                command = [sys.executable, "-m", "IPython", "-c", line]
+                began = time.perf_counter()
+                process = subprocess.Popen(command, env=environment(SEVERAL, state))
+                cost = os.wait4(process.pid, 0)[2]
+                took[name].append((time.perf_counter() - began) * 1_000)
+                used[name].append((cost.ru_utime + cost.ru_stime) * 1_000)
+    for what, values in (("ms", took), ("CPU ms", used)):
+        compare(what, {name: many[1:] for name, many in values.items()}, "≤ 1.05 ×", 0)
+        least = min(values[OURS]) / min(values[BARE])
+        print(f"the least of each: {least:.2f} ×")
+
+
+TOPICS = {
+    one.__name__: one
+    for one in (kernel, stream, screen, growth, overhead, tail, first, size, load, panel, idle)
+}
 
 
 def main() -> None:

@@ -80,8 +80,13 @@ def peer(plan: Plan, *, http: bool = False) -> Iterator[tuple[str, list[Any]]]:
 
 
 def environment(plan: Plan, state: str) -> dict[str, str]:
-    """Return the environment of a client, in which nothing of the user's is read or kept."""
-    kept = {name: os.environ[name] for name in os.environ if not name.endswith("_API_KEY")}
+    """Return the environment of a client, in which nothing of the user's is read or kept.
+
+    What it imports is kept compiled, as that of an installed package is.
+    """
+    dropped = [name for name in os.environ if name.endswith("_API_KEY")]
+    dropped.append("PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     sizes = {"BENCH_TOOLS": str(plan.tools), "BENCH_OUTPUT": str(plan.output)}
     own = {"XDG_STATE_HOME": state, "IPYTHONDIR": state, "PYTHONPATH": str(CHECKOUT)}
     return {**kept, **sizes, **own}
