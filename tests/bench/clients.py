@@ -12,34 +12,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 
 import kernels
+from environments import PINS, Missing
 from processes import Loop, Plan, Told, environment, measured, middle
 
 BARE, OURS, RESENT = "bare", "ipy_agent", "openai SDK, full resend"
 SCRIPTS = {
-    BARE: partial(measured, Loop("bare.py")),
-    OURS: partial(measured, Loop("ours.py")),
-    f"{OURS}, journal": partial(measured, Loop("ours.py", ("--journal",))),
-    "openai SDK": partial(measured, Loop("sdk.py")),
+    BARE: Loop("bare.py"),
+    OURS: Loop("ours.py"),
+    f"{OURS}, journal": Loop("ours.py", ("--journal",)),
 }
+PEERS = {
+    "openai SDK": Loop("sdk.py", environment="openai"),
+    RESENT: Loop("resend.py", environment="openai", http=True),
+    "openai-agents": Loop("agents_sdk.py", environment="openai-agents"),
+}
+OVER_HTTP = {
+    "chatlas": Loop("chat.py", environment="chatlas", http=True),
+    "pydantic-ai": Loop("pydantic_agent.py", environment="pydantic-ai", http=True),
+}
+PEERS_ROUNDS = 2
+"""How many rounds the peers take part in: they take longer, and are further away."""
+
 KERNELS = {
     f"{BARE}, awaited": partial(kernels.bare, kernels.AWAITED),
     f"{BARE}, on a thread": partial(kernels.bare, kernels.THREADED),
     OURS: kernels.agent,
 }
 
-SENT = {
-    **{name: SCRIPTS[name] for name in (BARE, OURS, "openai SDK")},
-    RESENT: partial(measured, Loop("resend.py", http=True)),
-}
-
-Clients = dict[str, Callable[[Plan], Told]]
+Clients = Mapping[str, Loop | Callable[[Plan], Told]]
 Values = dict[str, list[float]]
 
 SEVERAL = Plan(((20, 20),) * 6)
@@ -50,10 +57,20 @@ NOVEL = Plan(((1, 20), (1, 100_000)))
 def rounds_of(clients: Clients, plan: Plan, rounds: int) -> dict[str, list[Told]]:
     """Return what was measured in so many rounds, in each of which all clients take turns."""
     told: dict[str, list[Told]] = {name: [] for name in clients}
-    for _ in range(rounds):
-        for name, measure in clients.items():
-            told[name].append(measure(plan))
-    return told
+    missing = set()
+    for number in range(rounds):
+        for name, client in clients.items():
+            is_peer = name in PEERS or name in OVER_HTTP
+            if name in missing or (is_peer and number >= PEERS_ROUNDS):
+                continue
+            try:
+                told[name].append(
+                    measured(client, plan) if isinstance(client, Loop) else client(plan)
+                )
+            except Missing as error:
+                missing.add(name)
+                print(error)
+    return {name: many for name, many in told.items() if many}
 
 
 def taken(told: dict[str, list[Told]], figure: Callable[[Told], float]) -> Values:
@@ -68,7 +85,7 @@ def compare(what: str, values: Values, target: str = "", digits: int = 2) -> Non
     base = min((name for name in values if name.startswith(BARE)), key=lambda n: middle(values[n]))
     print(f"\n{what:33} median  (      rounds      )   × bare  {target and 'target'}")
     for name, found in values.items():
-        ratios = [one / least for one, least in zip(found, values[base], strict=True)]
+        ratios = [one / least for one, least in zip(found, values[base], strict=False)]
         spread = f"{min(found):.{digits}f} to {max(found):.{digits}f}"
         aim = target if name.startswith(OURS) else ""
         told = f"{middle(found):10.{digits}f}  ({spread:>18}) {middle(ratios):8.2f}  {aim}"
@@ -92,13 +109,13 @@ def around(turn: int) -> Callable[[Told], float]:
 
 def overhead(rounds: int) -> None:
     """Overhead a turn, in a script."""
-    told = rounds_of(SCRIPTS, SEVERAL, rounds)
+    told = rounds_of(SCRIPTS | PEERS, SEVERAL, rounds)
     compare("ms a turn", taken(told, gap), "≤ 2 ×")
 
 
 def tail(rounds: int) -> None:
     """Overhead a turn, in a script, with 20 ms between a call and the turn's end."""
-    told = rounds_of(SCRIPTS, replace(SEVERAL, tail_ms=20), rounds)
+    told = rounds_of(SCRIPTS | PEERS, replace(SEVERAL, tail_ms=20), rounds)
     compare("ms a turn", taken(told, gap), "≤ 2 ×")
 
 
@@ -110,7 +127,7 @@ def kernel(rounds: int) -> None:
 
 def growth(rounds: int) -> None:
     """Overhead and CPU over 200 turns, in a script."""
-    told = rounds_of(SCRIPTS, LONG, rounds)
+    told = rounds_of(SCRIPTS | PEERS, LONG, rounds)
     early, late = taken(told, around(6)), taken(told, around(200))
     compare("ms a turn around turn 6", early)
     compare("ms a turn around turn 200", late)
@@ -124,14 +141,14 @@ def growth(rounds: int) -> None:
 
 def first(rounds: int) -> None:
     """The very first tool turn of a process, in a script and in a kernel."""
-    for clients in (SCRIPTS, KERNELS):
+    for clients in (SCRIPTS | PEERS | OVER_HTTP, KERNELS):
         told = rounds_of(clients, Plan(((2, 20),)), rounds)
         compare("ms", taken(told, lambda one: one.gaps(0)[0]), "≤ 20 ms")
 
 
 def stream(rounds: int) -> None:
     """100,000 small deltas, in a script."""
-    told = rounds_of(SCRIPTS, NOVEL, rounds)
+    told = rounds_of(SCRIPTS | PEERS | OVER_HTTP, NOVEL, rounds)
     compare("CPU ms", taken(told, cpu_ms), "≤ 2 ×", 0)
     compare("MB grown", taken(told, lambda one: one.grown(1)), "≤ 20 MB", 1)
 
@@ -163,7 +180,7 @@ def size(_: int) -> None:
     """Bytes of 21 requests with 20 outputs of 3 kB, beside a full resend; they are counted."""
     for tools in (1, 24):
         plan = Plan(((21, 20),), tools=tools, output=3_000)
-        told = {name: measure(plan) for name, measure in SENT.items()}
+        told = {name: many[0] for name, many in rounds_of(SCRIPTS | PEERS, plan, 1).items()}
         least = [told[name] for name in (BARE, RESENT)]
         base, full = (sum(one.sizes(0)) for one in least)
         print(f"\n{tools} tools{'':16} kB in all   × bare  less than a full resend   kB a turn")
@@ -250,8 +267,9 @@ def main() -> None:
         f"load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, {versions}"
     )
     for name in asked.topics or TOPICS:
-        print(f"\n== {name}: {TOPICS[name].__doc__}")
+        print(f"\n== {name}: {TOPICS[name].__doc__}", flush=True)
         TOPICS[name](asked.rounds)
+    print("\npeers:", "; ".join(", ".join(pins) for pins in PINS.values()))
 
 
 if __name__ == "__main__":

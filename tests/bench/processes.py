@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import environments
+
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 SECONDS = 300
@@ -32,12 +34,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loop:
-    """A client: its file in `loops/`, its options, and the environment that it runs in."""
+    """A client: its file in `loops/`, its options, and its environment, by default ours."""
 
     file: str
     options: tuple[str, ...] = ()
     http: bool = False
-    python: str = sys.executable
+    environment: str = ""
 
 
 @dataclass
@@ -93,9 +95,14 @@ def environment(plan: Plan, state: str) -> dict[str, str]:
 
 
 def measured(loop: Loop, plan: Plan) -> Told:
-    """Have a client ask all of a plan, and return what was measured."""
+    """Have a client ask all of a plan, and return what was measured.
+
+    Raises:
+        Missing: its environment cannot be made.
+    """
+    python = environments.python(loop.environment)
     with tempfile.TemporaryDirectory() as state, peer(plan, http=loop.http) as (url, runs):
-        command = [loop.python, str(HERE / "loops" / loop.file), url, str(len(plan.runs))]
+        command = [python, str(HERE / "loops" / loop.file), url, str(len(plan.runs))]
         done = subprocess.run(
             [*command, *loop.options],
             check=True,
