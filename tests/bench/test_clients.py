@@ -54,4 +54,4 @@ def test_a_cell_is_measured_at_its_front_end(bench):
     assert [len(told.gaps(run)) for run in (0, 1)] == [1, 0]
     assert told.cpu_ms(1) > 0
     assert told.cells[1].of("display_data")
-    assert 1 <= told.cells[1].busiest("update_display_data")
+    assert told.cells[1].busiest("update_display_data") >= 1
