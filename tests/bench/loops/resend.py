@@ -13,9 +13,9 @@ def loop(url: str, runs: int, meter: Meter) -> None:
     """Ask, run the tool, ask again."""
     client = OpenAI(base_url=url, api_key="none")
     kept: dict[str, Any] = {"store": False, "instructions": INSTRUCTIONS, "tools": TOOLS}
-    said: list[Any] = []
     for run in range(runs):
         with meter.run():
+            said: list[Any] = []  # a conversation a run: nothing of the ones before is sent
             new: list[Any] = [{"type": "message", "role": "user", "content": f"question {run}"}]
             while new:
                 said += new
