@@ -155,11 +155,12 @@ def panel(rounds: int) -> None:
         live.run(kernels.PATH)
         code = f"import panel; took = panel.refreshes({count})"
         cells = [live.run(code, "took") for _ in range(rounds)]
-    took = [middle(cell.cost) for cell in cells]
+    took = [middle([ms for ms, _ in cell.cost]) for cell in cells]
+    pages = [middle([size for _, size in cell.cost]) for cell in cells]
     sizes = [middle([size for _, size in cell.of("comm_msg")[-count:]]) for cell in cells]
     print(
-        f"{middle(took):.2f} ms ({min(took):.2f} to {max(took):.2f}; ≤ 1 ms), and "
-        f"{middle(sizes) / 1_000:.1f} kB a message (≤ 8 kB)"
+        f"{middle(took):.2f} ms ({min(took):.2f} to {max(took):.2f}; ≤ 1 ms), {middle(pages):,.0f} "
+        f"bytes (≤ 8,192), as a message {middle(sizes):,.0f}"
     )
 
 

@@ -43,8 +43,8 @@ def cell(number: int) -> CellRecord:
     )
 
 
-def refreshes(count: int) -> list[float]:
-    """Return how many ms each took, a turn after another, and display the panel."""
+def refreshes(count: int) -> list[tuple[float, int]]:
+    """Return how many ms each took, a turn after another, and its bytes; display the panel."""
     recorder, now, took = Recorder(), 0.0, []
     panel = Panel(recorder, lambda *_: None, clock=lambda: now)
     display(panel.widget)
@@ -56,5 +56,6 @@ def refreshes(count: int) -> list[float]:
         now += 1
         began = time.perf_counter()
         panel.refresh()
-        took.append((time.perf_counter() - began) * 1_000)
+        spent = (time.perf_counter() - began) * 1_000
+        took.append((spent, len(panel.tabs.children[0].value.encode())))
     return took
