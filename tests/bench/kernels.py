@@ -60,11 +60,18 @@ class Kernel:
             cell.sent.append((time.perf_counter(), kind, sum(map(len, parts))))
             if kind == "status" and json.loads(parent).get("msg_id") == name and b"idle" in content:
                 break
-        reply = client.get_shell_msg(timeout=SECONDS)["content"]
+        reply = self._reply(name)
         if reply["status"] != "ok":
             raise RuntimeError("\n".join(reply["traceback"]))
         cell.cost = ast.literal_eval(reply["user_expressions"]["cost"]["data"]["text/plain"])
         return cell
+
+    def _reply(self, name: str) -> dict[str, Any]:
+        """Return what the kernel answers; to what was asked while it started, it may still do."""
+        while True:
+            message = self._client.get_shell_msg(timeout=SECONDS)
+            if message["parent_header"].get("msg_id") == name:
+                return message["content"]
 
 
 @contextlib.contextmanager

@@ -152,10 +152,12 @@ class Turns:
             asked = json.loads(body)
             echo = {**ALWAYS, **EMPTY, **{name: asked[name] for name in ECHOED if name in asked}}
             self._prepared = iter([*self._encoded(echo)])
+        due = time.perf_counter()
         for block, pause in self._blocks(next(self._prepared)):
             await writer.drain()
             if pause:
-                await asyncio.sleep(pause / 1_000)
+                due += pause / 1_000
+                await asyncio.sleep(due - time.perf_counter())
             self._ended = time.perf_counter()  # before: a write may wake the client at once
             writer.write(block)
         await writer.drain()

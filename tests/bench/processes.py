@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import environments
+
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parents[1]
 SECONDS = 300
@@ -32,12 +34,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Loop:
-    """A client: its file in `loops/`, its options, and the environment that it runs in."""
+    """A client: its file in `loops/`, its options, and its environment, by default ours."""
 
     file: str
     options: tuple[str, ...] = ()
     http: bool = False
-    python: str = sys.executable
+    environment: str = ""
 
 
 @dataclass
@@ -80,17 +82,27 @@ def peer(plan: Plan, *, http: bool = False) -> Iterator[tuple[str, list[Any]]]:
 
 
 def environment(plan: Plan, state: str) -> dict[str, str]:
-    """Return the environment of a client, in which nothing of the user's is read or kept."""
-    kept = {name: os.environ[name] for name in os.environ if not name.endswith("_API_KEY")}
+    """Return the environment of a client, in which nothing of the user's is read or kept.
+
+    What it imports is kept compiled, as that of an installed package is.
+    """
+    dropped = [name for name in os.environ if name.endswith("_API_KEY")]
+    dropped.append("PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     sizes = {"BENCH_TOOLS": str(plan.tools), "BENCH_OUTPUT": str(plan.output)}
     own = {"XDG_STATE_HOME": state, "IPYTHONDIR": state, "PYTHONPATH": str(CHECKOUT)}
     return {**kept, **sizes, **own}
 
 
 def measured(loop: Loop, plan: Plan) -> Told:
-    """Have a client ask all of a plan, and return what was measured."""
+    """Have a client ask all of a plan, and return what was measured.
+
+    Raises:
+        Missing: its environment cannot be made.
+    """
+    python = environments.python(loop.environment)
     with tempfile.TemporaryDirectory() as state, peer(plan, http=loop.http) as (url, runs):
-        command = [loop.python, str(HERE / "loops" / loop.file), url, str(len(plan.runs))]
+        command = [python, str(HERE / "loops" / loop.file), url, str(len(plan.runs))]
         done = subprocess.run(
             [*command, *loop.options],
             check=True,
