@@ -185,15 +185,17 @@ def cost(told: IO[str], ports: dict[str, list[int]], rounds: int) -> None:
                 found.setdefault((name, size), []).append(row)
     print(f"\n{TURNS} turns, {TOOLS_BYTES:,} bytes of tools: a turn's CPU, bytes up, bytes down")
     for size in SIZES:
-        print(f"\n{f'new: {size:,} bytes':34}     CPU ms   × off        up   × off      down   × off")
+        print(
+            f"\n{f'new: {size:,} bytes':34}     CPU ms   × off        up   × off      down   × off"
+        )
         base = None
         for name in WAYS:
             row = [statistics.median(x) / TURNS for x in zip(*found[name, size], strict=True)]
             base = base or row
             ratios = [x / y for x, y in zip(row, base, strict=True)]
             print(
-                f"{name:34} {row[0]:10.2f} {ratios[0]:7.2f} {row[1]:9,.0f} {ratios[1]:7.3f}"
-                f" {row[2]:9,.0f} {ratios[2]:7.3f}"
+                f"{name:34} {row[0]:10.2f} {ratios[0]:7.2f} {row[1]:10,.0f} {ratios[1]:7.3f}"
+                f" {row[2]:10,.0f} {ratios[2]:7.3f}"
             )
 
 
