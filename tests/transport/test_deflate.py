@@ -1,4 +1,4 @@
-"""Compressed frames: who is offered them, what they take, and what becomes of who breaks on them."""
+"""Compressed frames: who is offered them, what they take, and what if a server breaks on them."""
 
 from __future__ import annotations
 
@@ -226,13 +226,14 @@ def test_a_server_that_broke_on_it_is_never_offered_it_again(asked, peer):
     assert offers(other) == [OFFER, None, None]
 
 
+BEGUN = {"type": "response.created", "response": {"id": "r1"}}
 READ = [completed("r1")]
 
 
 @pytest.mark.parametrize(
     "first",
-    [[READ, [("reset",)]], [READ, [("close", 1011)]], [[("close", 1012)]]],
-    ids=["after an answer", "after an answer, 1011", "leaving"],
+    [[[BEGUN, ("reset",)]], [READ, [("reset",)]], [READ, [("close", 1011)]], [[("close", 1012)]]],
+    ids=["in an answer", "after an answer", "after an answer, 1011", "leaving"],
 )
 def test_a_connection_that_is_lost_otherwise_teaches_nothing(asked, peer, first):
     """Its peer read what was compressed, or says that it is going: the next one is offered it."""
@@ -286,7 +287,7 @@ def test_little_that_becomes_much_is_not_taken(run, peer):
 
 def test_requests_that_wait_for_their_socket_are_counted_apart(run, peer):
     """Two lanes write more than the socket takes at once: each is told its own bytes."""
-    sizes = (6_000_000, 3_000_000)
+    sizes = (24_000_000, 8_000_000)
     done = [{**completed(f"r{lane}"), "stream_id": f"b{lane}"} for lane in (0, 1)]
     other = peer([[], done])
     endpoint = dataclasses.replace(other.endpoint(), limits=Limits(lanes=32))
