@@ -1,8 +1,10 @@
 """What permessage-deflate costs and saves: `python tests/bench/deflate.py [ROUNDS]`.
 
 A client asks turn by turn, 20 kB of instructions and tools each time and something new, of an
-endpoint that thinks at once (`far.py`, a process of its own). Three tables, each with what is
-compared run one after another in every round, medians of the rounds, and ratios to the first row:
+endpoint that thinks at once (`far.py`, a process of its own). It is a bare loop, and last this
+package's transport, to which the endpoint is on another machine. Three tables, each with what is
+compared run one after another in every round, medians of the rounds, and ratios to the first row
+(of the package's own, to where it does not compress):
 
 - what a turn costs the client's CPU, and the bytes of it both ways, by how it is compressed;
 - the first token along a road of 50 ms, where a window of ten segments opens after each pause;
@@ -34,16 +36,32 @@ from websockets.asyncio.client import connect
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.version import version
 
+from ipy_agent.endpoints import Endpoint, Limits
+from ipy_agent.protocol.events import ResponseCompleted, TextDelta
+from ipy_agent.protocol.items import EMPTY
+from ipy_agent.protocol.requests import Fields, Request
+from ipy_agent.transport.websocket import WebSocketTransport
+
 TOOLS_BYTES = 20_000
 SIZES = (100, 1_000, 5_000, 15_000)
-TURNS, FAR_TURNS, DELTAS = 60, 6, 100_000
+TURNS, FAR_TURNS, DELTAS = 60, 5, 100_000
 
 
 class Way(NamedTuple):
-    """How a client offers to compress, and to which of the ports of `far.py`."""
+    """How a client offers to compress, and to which of the ports of `far.py`.
+
+    `limits` are those of this package's transport; without them the client is a bare loop.
+    """
 
     port: str
     offer: ClientPerMessageDeflateFactory | None = None
+    limits: Limits | None = None
+
+
+class Far(Endpoint):
+    """An endpoint that is taken for one on another machine."""
+
+    loopback = False
 
 
 def offer(bits: int | None = None, *, forgets: bool = False, **settings: int) -> Any:
@@ -54,6 +72,7 @@ def offer(bits: int | None = None, *, forgets: bool = False, **settings: int) ->
     )
 
 
+OURS = "ipy_agent, off"
 WAYS = {
     "off": Way("off"),
     "level 6, memLevel 8, 15 bits": Way("any", offer()),
@@ -69,16 +88,23 @@ WAYS = {
     "the server forgets": Way("forgets", offer()),
     "a server's default, bits offered": Way("websockets", offer(True)),
     "a server's default, none offered": Way("websockets", offer()),
+    "only the client compresses": Way("reads", offer()),
+    OURS: Way("any", limits=Limits(lanes=0, deflate=False)),
+    "ipy_agent": Way("any", limits=Limits(lanes=0)),
+    "ipy_agent, a server's default": Way("websockets", limits=Limits(lanes=0)),
 }
 FAR_WAYS = (
     "off",
     "level 6, memLevel 8, 15 bits",
-    "level 1",
     "the client forgets",
     "a server's default, bits offered",
     "a server's default, none offered",
+    "only the client compresses",
+    OURS,
+    "ipy_agent",
+    "ipy_agent, a server's default",
 )
-READ_WAYS = ("off", "level 6, memLevel 8, 15 bits", "the server forgets")
+READ_WAYS = ("off", "level 6, memLevel 8, 15 bits", "the server forgets", OURS, "ipy_agent")
 
 
 class Event(msgspec.Struct):
@@ -87,8 +113,8 @@ class Event(msgspec.Struct):
     type: str
 
 
-def kept() -> bytes:
-    """Return the beginning of every request: instructions and tools, of `TOOLS_BYTES`."""
+def kept() -> dict[str, Any]:
+    """Return what every request has: tools, of `TOOLS_BYTES`."""
     functions = [
         (f"{module.__name__}.{name}", inspect.getdoc(value) or "")
         for module in (statistics, random, zlib, json, inspect, time)
@@ -96,14 +122,14 @@ def kept() -> bytes:
         if callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
     tools: list[dict[str, Any]] = []
-    request = {"type": "response.create", "model": "m", "store": False, "tools": tools}
+    fields = {"model": "m", "store": False, "tools": tools}
     for name, doc in functions:
         properties = {"data": {"type": "array", "items": {"type": "number"}}}
         schema = {"type": "object", "properties": properties, "required": ["data"]}
         tool = {"type": "function", "name": name, "description": doc, "parameters": schema}
         tools.append(tool)
-        if len(msgspec.json.encode(request)) > TOOLS_BYTES:
-            return msgspec.json.encode(request)[:-1]
+        if len(msgspec.json.encode(fields)) > TOOLS_BYTES:
+            return fields
     raise ValueError("the standard library says less than it used to")
 
 
@@ -116,6 +142,12 @@ def new(size: int, chance: random.Random) -> str:
     return text[:size]
 
 
+def output(number: int, size: int, chance: random.Random) -> dict[str, Any]:
+    """Return the item that a turn adds."""
+    item = {"type": "function_call_output", "call_id": f"call_{number}"}
+    return {**item, "output": new(size, chance)}
+
+
 async def answers(socket: Any) -> AsyncIterator[str]:
     """Yield the types of the events of an answer."""
     decode = msgspec.json.Decoder(Event).decode
@@ -126,35 +158,70 @@ async def answers(socket: Any) -> AsyncIterator[str]:
             return
 
 
-async def turns(way: Way, port: int, size: int, count: int, pause: float = 0) -> list[float]:
-    """Take turns, and return the seconds to the first token of each but the first."""
-    chance, begin, first = random.Random(size), kept(), []
-    extensions = None if way.offer is None else [way.offer]
-    async with connect(
-        f"ws://127.0.0.1:{port}", compression=None, extensions=extensions, max_size=None, proxy=None
-    ) as socket:
+def connected(way: Way, port: int) -> connect:
+    """Return a connection to a port."""
+    return connect(
+        f"ws://127.0.0.1:{port}",
+        compression=None,
+        extensions=None if way.offer is None else [way.offer],
+        max_size=None,
+        proxy=None,
+    )
+
+
+async def bare(way: Way, port: int, size: int, count: int, pause: float) -> AsyncIterator[float]:
+    """Take turns, and yield the seconds to the first token of each."""
+    chance, begin = random.Random(size), msgspec.json.encode({"type": "response.create", **kept()})
+    async with connected(way, port) as socket:
         for number in range(count):
-            item = {"type": "function_call_output", "call_id": f"call_{number}"}
             rest = {
                 "previous_response_id": f"resp_{number}",
-                "input": [{**item, "output": new(size, chance)}],
+                "input": [output(number, size, chance)],
             }
             await asyncio.sleep(pause)
-            began, seen = time.perf_counter(), False
-            await socket.send(begin + b"," + msgspec.json.encode(rest)[1:], text=True)
+            began, first = time.perf_counter(), None
+            await socket.send(begin[:-1] + b"," + msgspec.json.encode(rest)[1:], text=True)
             async for kind in answers(socket):
-                if kind.endswith(".delta") and not seen:
-                    seen = True
-                    first.append(time.perf_counter() - began)
-    return first[1:]
+                if first is None and kind.endswith(".delta"):
+                    first = time.perf_counter() - began
+            yield first or 0.0
+
+
+async def ours(way: Way, port: int, size: int, count: int, pause: float) -> AsyncIterator[float]:
+    """Do the same by this package's transport."""
+    chance, fields, items = random.Random(size), Fields(kept()), EMPTY
+    endpoint = Far(name="far", url=f"http://127.0.0.1:{port}", limits=way.limits or Limits())
+    transport = WebSocketTransport(endpoint)
+    for number in range(count):
+        items = items.extend([output(number, size, chance)])
+        await asyncio.sleep(pause)
+        began, first = time.perf_counter(), None
+        async for event in transport.stream(Request(fields=fields, input=items)):
+            if first is None and isinstance(event, TextDelta):
+                first = time.perf_counter() - began
+            if isinstance(event, ResponseCompleted):
+                items = items.extend(event.response.output or [])
+        yield first or 0.0
+    await transport.aclose()
+
+
+async def turns(way: Way, port: int, size: int, count: int, pause: float = 0) -> list[float]:
+    """Take turns, and return the seconds to the first token of each but the first."""
+    take = bare if way.limits is None else ours
+    return [first async for first in take(way, port, size, count, pause)][1:]
 
 
 async def deltas(way: Way, port: int) -> None:
     """Have an answer of many small deltas."""
-    extensions = None if way.offer is None else [way.offer]
-    async with connect(
-        f"ws://127.0.0.1:{port}", compression=None, extensions=extensions, max_size=None, proxy=None
-    ) as socket:
+    if way.limits is not None:
+        transport = WebSocketTransport(
+            Far(name="far", url=f"http://127.0.0.1:{port}", limits=way.limits)
+        )
+        async for _ in transport.stream(Request(fields=Fields({"deltas": DELTAS}), input=EMPTY)):
+            pass
+        await transport.aclose()
+        return
+    async with connected(way, port) as socket:
         await socket.send(json.dumps({"deltas": DELTAS}))
         async for _ in answers(socket):
             pass
@@ -170,6 +237,11 @@ def endpoint() -> Iterator[tuple[IO[str], dict[str, list[int]]]]:
             yield process.stdout, json.loads(process.stdout.readline())
         finally:
             process.terminate()
+
+
+def off(name: str) -> str:
+    """Return what a way is compared with."""
+    return OURS if name.startswith("ipy_agent") else "off"
 
 
 def cost(told: IO[str], ports: dict[str, list[int]], rounds: int) -> None:
@@ -188,11 +260,12 @@ def cost(told: IO[str], ports: dict[str, list[int]], rounds: int) -> None:
         print(
             f"\n{f'new: {size:,} bytes':34}     CPU ms   × off        up   × off      down   × off"
         )
-        base = None
-        for name in WAYS:
-            row = [statistics.median(x) / TURNS for x in zip(*found[name, size], strict=True)]
-            base = base or row
-            ratios = [x / y for x, y in zip(row, base, strict=True)]
+        medians = {
+            name: [statistics.median(x) / TURNS for x in zip(*found[name, size], strict=True)]
+            for name in WAYS
+        }
+        for name, row in medians.items():
+            ratios = [x / y for x, y in zip(row, medians[off(name)], strict=True)]
             print(
                 f"{name:34} {row[0]:10.2f} {ratios[0]:7.2f} {row[1]:10,.0f} {ratios[1]:7.3f}"
                 f" {row[2]:10,.0f} {ratios[2]:7.3f}"
@@ -213,7 +286,7 @@ def first_token(told: IO[str], ports: dict[str, list[int]], rounds: int) -> None
     print(f"{'new bytes':34} " + "".join(f"{size:>9,}   × off" for size in SIZES))
     for name in FAR_WAYS:
         medians = [statistics.median(found[name, size]) * 1_000 for size in SIZES]
-        bases = [statistics.median(found["off", size]) * 1_000 for size in SIZES]
+        bases = [statistics.median(found[off(name), size]) * 1_000 for size in SIZES]
         cells = (f"{x:9.0f} {x / y:7.2f}" for x, y in zip(medians, bases, strict=True))
         print(f"{name:34} " + "".join(cells))
 
@@ -229,11 +302,12 @@ def reading(told: IO[str], ports: dict[str, list[int]], rounds: int) -> None:
             down = json.loads(told.readline())["down"]
             found.setdefault(name, []).append((spent, down))
     print(f"\n{f'{DELTAS:,} small deltas':34}      CPU s   × off       down   × off")
-    base = None
-    for name, rows in found.items():
-        row = [statistics.median(x) for x in zip(*rows, strict=True)]
-        base = base or row
-        ratios = [x / y for x, y in zip(row, base, strict=True)]
+    medians = {
+        name: [statistics.median(x) for x in zip(*rows, strict=True)]
+        for name, rows in found.items()
+    }
+    for name, row in medians.items():
+        ratios = [x / y for x, y in zip(row, medians[off(name)], strict=True)]
         print(f"{name:34} {row[0]:10.2f} {ratios[0]:7.2f} {row[1]:10,.0f} {ratios[1]:7.3f}")
 
 

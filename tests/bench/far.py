@@ -1,6 +1,6 @@
 """A far endpoint, which thinks at once: `python tests/bench/far.py`.
 
-It listens on four ports: in one way or another it agrees to permessage-deflate (`PORTS`), and each
+It listens on some ports: in one way or another it agrees to permessage-deflate (`PORTS`), and each
 may be reached directly or along a road of its own. A road takes `RTT` there and back, and after a
 pause sends no more than ten segments until they were acknowledged, then twice as many: what TCP
 does on its own (initcwnd, slow start after idle).
@@ -28,9 +28,20 @@ PAUSE = 0.1
 would make a turn longer and nothing else."""
 WORDS = 20
 
+
+class Reading(ServerPerMessageDeflateFactory):
+    """Agrees, and does not compress: it reads what its client did."""
+
+    def process_request_params(self, params: Any, accepted_extensions: Any) -> Any:
+        told, extension = super().process_request_params(params, accepted_extensions)
+        vars(extension)["encode"] = lambda frame: frame
+        return told, extension
+
+
 PORTS: dict[str, tuple[ServerExtensionFactory, ...]] = {
     "off": (),
     "any": (ServerPerMessageDeflateFactory(),),
+    "reads": (Reading(),),
     "forgets": (ServerPerMessageDeflateFactory(server_no_context_takeover=True),),
     "websockets": (  # as `websockets` and uvicorn do without being told
         ServerPerMessageDeflateFactory(
