@@ -44,9 +44,12 @@ CLOSE_SECONDS = 1.0
 _SILENT = logging.Logger("ipy_agent.websocket", logging.CRITICAL + 1)  # noqa: LOG001 (nobody's)
 """Who turns all logging on would have the headers of the request in it: so there is none."""
 
-_DEFLATE = ClientPerMessageDeflateFactory(client_max_window_bits=None)
+_DEFLATE = ClientPerMessageDeflateFactory(
+    client_max_window_bits=None, compress_settings={"level": 4}
+)
 """Its window of 32 kB reaches back to the tools of the turn before. Where no width is offered none
-can be asked for: many a server has 4 kB by default, in which nothing repeats."""
+can be asked for: many a server has 4 kB by default, in which nothing repeats. Level 4 finds them
+whole, which lower ones do not, in half the time of the default, or less."""
 
 _WROTE: ContextVar[int] = ContextVar("bytes that this task wrote last", default=0)
 
