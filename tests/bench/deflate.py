@@ -322,4 +322,4 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int((sys.argv[1:] or ["3"])[0]))
+    main(int((sys.argv[1:] or ["2"])[0]))
