@@ -2,8 +2,8 @@
 
 It listens on some ports: in one way or another it agrees to permessage-deflate (`PORTS`), and each
 may be reached directly or along a road of its own. A road takes `RTT` there and back, and after a
-pause sends no more than ten segments until they were acknowledged, then twice as many: what TCP
-does on its own (initcwnd, slow start after idle).
+pause sends no more than ten segments until they were acknowledged, then twice as many: what Reno
+and CUBIC do on their own (initcwnd, slow start after idle). BBR begins again with more.
 
 Prints its ports as a line of JSON, and another line for each client that has gone: the bytes that
 came `up` from it and went `down` to it. `deltas` in a request is how many its answer has.
