@@ -59,6 +59,7 @@ class Limits:
         body_bytes: the largest body over HTTP, where that is another size.
         one_model: it serves the model of its first turn only.
         keeps_all: every response on it can be continued from, not only each lane's latest.
+        deflate: it may be offered to compress, unless it is on this machine.
     """
 
     lanes: int | None = None
@@ -69,6 +70,7 @@ class Limits:
     body_bytes: int | None = None
     one_model: bool = False
     keeps_all: bool | None = None
+    deflate: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

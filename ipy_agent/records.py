@@ -61,6 +61,7 @@ class TurnRecord(msgspec.Struct, kw_only=True):
     sent_items: int | None = None
     held_items: int | None = None
     sent_bytes: int | None = None
+    wire_bytes: int | None = None
     full_bytes: int | None = None
     received_bytes: int | None = None
     connect_ms: float | None = None
@@ -236,10 +237,12 @@ class Listener:
 
     def _request_sent(self, event: RequestSent) -> None:
         row = self._turn
-        before = row.sent_bytes or 0
+        sent, wire = row.sent_bytes, row.wire_bytes
         for name in _SENT:
             setattr(row, name, getattr(event, name))
-        row.sent_bytes = before + event.sent_bytes  # what a turn cost, however often it was sent
+        if sent is not None:  # what a turn cost, however often it was sent
+            row.sent_bytes = sent + event.sent_bytes
+            row.wire_bytes = _both(wire, event.wire_bytes)
         row.retries = event.attempt
         row.ttft_ms = self._item_seen = None  # what came of an earlier try is superseded
         self._resent = event.resent
@@ -332,12 +335,17 @@ _SENT = (
     "sent_items",
     "held_items",
     "sent_bytes",
+    "wire_bytes",
     "full_bytes",
 )
 
 
 def _ms(seconds: float) -> float:
     return seconds * 1_000
+
+
+def _both(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 def _sum(total: float | None, more: float | None) -> float | None:

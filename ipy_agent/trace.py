@@ -63,9 +63,10 @@ class TurnBegan(Trace, frozen=True):
 class RequestSent(Trace, frozen=True):
     """The turn's request is on the wire. Told again, with a higher `attempt`, if re-sent.
 
-    `full_bytes` is what a request with no memory on the other side would have sent. `resent`
-    says why nothing was left out, one of `lineage.WHY`; it is `None` where something was, and
-    where there was nothing to leave out.
+    `full_bytes` is what a request with no memory on the other side would have sent. `wire_bytes`
+    is what the request took on the socket, compressed and framed, before TLS; `None` where nobody
+    tells. `resent` says why nothing was left out, one of `lineage.WHY`; it is `None` where
+    something was, and where there was nothing to leave out.
     """
 
     transport: str
@@ -77,6 +78,7 @@ class RequestSent(Trace, frozen=True):
     held_items: int
     sent_bytes: int
     full_bytes: int
+    wire_bytes: int | None = None
     resent: str | None = None
     attempt: int = 0
 

@@ -145,10 +145,15 @@ class Peer:
     `("text", bytes)` (a text frame of these bytes), `("ping",)` (go on when it was answered),
     `("close", CODE)`, `("reset",)` or `("deaf",)` (from then on it hears nothing, not even a ping).
     Past the end of a script there is silence.
+
+    Args:
+        script: what it plays.
+        options: what else `websockets` is told of how to serve.
     """
 
-    def __init__(self, script):
+    def __init__(self, script, **options):
         self.seen = []
+        self._options = {"compression": None, "max_size": None} | options
         self._script = list(script)
         self._entries = iter(self._script)
         self._next = None
@@ -165,9 +170,7 @@ class Peer:
         self._thread.stop()
 
     async def _serve(self):
-        return await serve(
-            self._play, "127.0.0.1", 0, process_request=self._admit, max_size=None, compression=None
-        )
+        return await serve(self._play, "127.0.0.1", 0, process_request=self._admit, **self._options)
 
     async def _stop(self):
         self._server.close()
@@ -222,8 +225,8 @@ def peer():
     """Return a function that starts a peer: an argument a connection."""
     started = []
 
-    def start(*script):
-        started.append(Peer(script))
+    def start(*script, **options):
+        started.append(Peer(script, **options))
         return started[-1]
 
     yield start

@@ -57,6 +57,7 @@ SENT = RequestSent(
     held_items=4,
     sent_bytes=80,
     full_bytes=400,
+    wire_bytes=30,
 )
 
 
@@ -144,6 +145,7 @@ def test_a_stream_becomes_exactly_these_rows():
             sent_items=1,
             held_items=4,
             sent_bytes=80,
+            wire_bytes=30,
             full_bytes=400,
             received_bytes=321,
             connect_ms=12.5,
@@ -438,8 +440,19 @@ def test_runs_on_two_branches_have_rows_of_their_own():
 
 def test_what_a_turn_sent_twice_counts_twice():
     """A resend stays in its turn's row, and so do its bytes."""
-    again = msgspec.structs.replace(SENT, sent_bytes=40, attempt=1)
+    again = msgspec.structs.replace(SENT, sent_bytes=40, wire_bytes=9, attempt=1)
     told = Told().tell(RunBegan(prompt="p", endpoint="local"), TurnBegan(model="m"), SENT, again)
 
     assert told.turn.sent_bytes == SENT.sent_bytes + 40
+    assert told.turn.wire_bytes == SENT.wire_bytes + 9
     assert told.turn.retries == 1
+
+
+@pytest.mark.parametrize("tries", [(None, 9), (9, None), (9, None, 9)])
+def test_a_sum_with_an_unknown_part_is_unknown(tries):
+    """A turn that went over HTTP once has no bytes on the wire that anybody could tell."""
+    sent = [msgspec.structs.replace(SENT, wire_bytes=wire) for wire in tries]
+    told = Told().tell(RunBegan(prompt="p", endpoint="local"), TurnBegan(model="m"), *sent)
+
+    assert told.turn.sent_bytes == SENT.sent_bytes * len(tries)
+    assert told.turn.wire_bytes is None

@@ -125,6 +125,7 @@ def test_two_runs_share_a_connection_and_the_second_sends_only_what_is_new(new, 
     assert list(turns["cached_tokens"]) == [0, 3]
     assert turns["previous_response_id"][1] == turns["response_id"][0]
     assert turns["sent_bytes"][1] < turns["full_bytes"][1]
+    assert (turns["wire_bytes"] - turns["sent_bytes"]).tolist() == [8, 8]  # a masked frame's head
     assert list(second.turns["turn"]) == [2]
     assert list(session.cells["status"]) == ["completed", "completed"]
     assert len(session.messages) == 4

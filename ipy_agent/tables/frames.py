@@ -51,6 +51,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "sent_items": "Int64",
         "held_items": "Int64",
         "sent_bytes": "Int64",
+        "wire_bytes": "Int64",
         "full_bytes": "Int64",
         "received_bytes": "Int64",
         "connect_ms": "Float64",

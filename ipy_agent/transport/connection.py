@@ -97,18 +97,26 @@ class Connection:
         """Return the lane that a branch has, or would have."""
         return self.lanes.get(name) or LiveLane(name, None if self.echoes is False else name)
 
-    async def send(self, lane: LiveLane, request: Request) -> int:
-        """Send a request on an idle lane and return its bytes."""
+    @property
+    def unread(self) -> bool:
+        """Whether it compressed, and was lost as one is whose peer cannot read that."""
+        if not self.socket.deflates or isinstance(self.lost, ProtocolError):
+            return self.socket.deflates
+        heard = self.turns > len(self.lanes) or any(lane.heard for lane in self.lanes.values())
+        lost = isinstance(self.lost, ConnectionLost) and self.lost.close_code not in _LEAVING
+        return lost and not heard
+
+    async def send(self, lane: LiveLane, request: Request) -> tuple[int, int]:
+        """Send a request on an idle lane; return its bytes, and those that it took on the wire."""
         frame = request.frame()
         lane.begin(len(frame))
         self._sent_bytes = len(frame)
         self.turns += 1
         self.used_at = self.clock.now()
         try:
-            await self.socket.send(frame, text=True)
+            return len(frame), await self.socket.put(frame)
         except ConnectionClosed as closed:
             raise self.lost or _lost(closed, self._sent_bytes) from None
-        return len(frame)
 
     async def answers(self, seconds: float) -> bool:
         """Whether the peer is still there: if nothing came of it lately, it has to answer a ping.
@@ -233,11 +241,12 @@ async def open_connection(
     Raises:
         TransportError: nothing answers, or something that does not let us in.
     """
-    socket = await open_socket(endpoint, address, clock)
+    socket = await open_socket(endpoint, address, clock, deflate=limits.deflate)
     return Connection(number, socket, (time.perf_counter() - began) * 1_000, limits, clock)
 
 
 _MISFIT = frozenset({1002, 1003, 1007, 1010})
+_LEAVING = frozenset({1000, 1001, 1012, 1013})
 
 
 def _lost(closed: ConnectionClosed, sent_bytes: int) -> AgentError:

@@ -83,6 +83,8 @@ class Pool:
         if self.limits.lanes is None and connection.echoes is not None:
             lanes = MAX_LANES if connection.echoes else 0
             self.limits = dataclasses.replace(self.limits, lanes=lanes)
+        if connection.unread:
+            self.limits = dataclasses.replace(self.limits, deflate=False)
         if lane.moves.state is not State.IDLE:
             connection.leaving = True
         self._left.set()

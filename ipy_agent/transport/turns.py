@@ -68,7 +68,7 @@ class Turn:
             return self.full, [], "evicted"
         return short, sources, None
 
-    def told(self, sent_bytes: int, attempt: int) -> RequestSent:
+    def told(self, sent_bytes: int, wire_bytes: int, attempt: int) -> RequestSent:
         """Return what the listeners are told of a request that was sent."""
         connection = self.place.connection
         reused = connection.turns > 1
@@ -81,6 +81,7 @@ class Turn:
             sent_items=len(self.short.input),
             held_items=len(self.full.input) - len(self.short.input),
             sent_bytes=sent_bytes,
+            wire_bytes=wire_bytes,
             full_bytes=self.full.size(),
             resent=self._resent,
             attempt=attempt,

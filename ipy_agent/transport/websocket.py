@@ -153,8 +153,8 @@ class WebSocketTransport:
     async def _send(self, turn: Turn, attempt: int) -> RequestSent:
         short = turn.shortened(self._compared(turn.request))
         self._check(short)
-        size = await turn.place.connection.send(turn.place.lane, short)
-        return turn.told(size, attempt)
+        sizes = await turn.place.connection.send(turn.place.lane, short)
+        return turn.told(*sizes, attempt)
 
     def _compared(self, request: Request) -> str | None:
         """Return the response that a turn's prompt is compared with, where that is diagnosed."""

@@ -21,7 +21,7 @@ FRAMES = {name: getattr(tables, name) for name in ("turns", "cells", "tools", "m
 
 TURNS = (
     "turn, cell, branch, model, endpoint, transport, connection, reused, response_id, "
-    "previous_response_id, started_at, sent_items, held_items, sent_bytes, full_bytes, "
+    "previous_response_id, started_at, sent_items, held_items, sent_bytes, wire_bytes, full_bytes, "
     "received_bytes, connect_ms, ttft_ms, latency_ms, tool_ms, approval_ms, input_tokens, "
     "cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, hit_rate, cost_usd, "
     "cache_miss, retries, status"

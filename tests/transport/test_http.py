@@ -227,6 +227,7 @@ def test_bytes_are_those_on_the_wire(run, http_peer):
     whole = [Request(fields=STORED, input=EMPTY.extend(items[:end])).body() for end in (1, 3, 5)]
     assert [sent(turn).sent_bytes for turn in turns] == [len(body) for body in bodies]
     assert [sent(turn).full_bytes for turn in turns] == [len(body) for body in whole]
+    assert [sent(turn).wire_bytes for turn in turns] == [None, None, None]
     assert bodies[0] == whole[0]
 
 
