@@ -50,6 +50,9 @@ __all__ = [
 LIMIT = 100_000
 """How many characters of one text are rendered as Markdown; of the rest its length is told."""
 
+BITE = 8_192
+"""How many characters are taken apart at once: what a parser makes of them is 100 times as large."""
+
 DEPTH = 12
 """How deeply quotes and lists may stand in each other; a list counts twice."""
 
@@ -211,7 +214,8 @@ class Growing:
         """Append a piece of any size; it is rendered at the next look."""
         self._page = None
         self._pieces.append(piece)
-        self._fresh.append(piece[: max(0, LIMIT - self._length)])
+        if self._length < LIMIT:
+            self._fresh.append(piece[: LIMIT - self._length])
         self._length += len(piece)
 
     @property
@@ -232,9 +236,11 @@ class Growing:
     def _drawn(self) -> str:
         fresh = "".join(self._fresh)
         self._fresh.clear()
-        self.open += fresh
-        if "\n" in fresh:
-            self._settle()
+        for at in range(0, len(fresh), BITE):
+            bite = fresh[at : at + BITE]
+            self.open += bite
+            if "\n" in bite:
+                self._settle()
         return _framed("".join(self._done) + _rendered(self.open), self._length)
 
     def _settle(self) -> None:

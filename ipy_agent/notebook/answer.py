@@ -95,6 +95,7 @@ class CellFront:
         self.interrupts = self._stop = Stop()
         self._panel = Panel(recorder, self._stop, clock=clock)
         self._screen = Screen(self._panel.widget, clock)
+        self._is_shown = False
         due = (BUSY_SECONDS, self._show_all), (LONG_SECONDS, self._tell_overdue)
         self._lookout = Lookout(*due, clock=clock)
 
@@ -104,7 +105,8 @@ class CellFront:
         take = self._TAKES.get(type(event))
         if take is not None:
             take(self, event)
-        if not self._screen:
+        if not self._is_shown:
+            self._is_shown = True
             self._refresh()
 
     def tick(self) -> None:

@@ -64,6 +64,7 @@ class Screen:
         self._outputs = Outputs(below)
         self._segments = [_Segment()]
         self._is_cut = False
+        self._changed: Part | None = None
         self._sign = ""
         self._shown = clock()
         self._pause = EVERY
@@ -87,7 +88,9 @@ class Screen:
 
     def change(self, part: Part) -> None:
         """Take note that a part says something else now."""
-        self._home(part).due = True
+        if part is not self._changed:  # as nearly every delta's is
+            self._changed = part
+            self._home(part).due = True
 
     def replace(self, old: Part, new: Part) -> None:
         """Put a part in another's place."""
@@ -156,6 +159,7 @@ class Screen:
         """Show a segment as it stands; return how many characters that took."""
         bundle = segment.bundle(self._sign if segment is self._segments[-1] else "")
         segment.due = False
+        self._changed = None
         if segment.handle is None:
             segment.handle = self._outputs.put(bundle)
         else:
