@@ -23,15 +23,13 @@ Rule 1: a message is one line that says what happened and what to do.
 Rule 2: facts are attributes, so that nobody has to read a message to act on it.
 Rule 3: `code` is stable and names the kind of failure; the endpoint's own code where it gave one.
 Rule 4: no secret is in a message, nor what looks like a key: a peer may echo one, a user mistype
-it.
+it. What finds them is loaded for the first error: `%load_ext` needs the tree, and not that.
 """
 
 from __future__ import annotations
 
 import copyreg
 from typing import Any
-
-from ipy_agent.secrets import learn, masked
 
 __all__ = [
     "AgentError",
@@ -65,6 +63,8 @@ class AgentError(Exception):
     code: str = "agent_error"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
+        from ipy_agent.secrets import learn, masked  # noqa: PLC0415 (rule 4)
+
         learn()
         super().__init__(masked(message))
         if code is not None:

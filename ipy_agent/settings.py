@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ipy_agent.errors import UsageError
-from ipy_agent.secrets import holds_key
 
 __all__ = [
     "CONFIGURED",
@@ -95,7 +94,7 @@ class Settings:
             value = getattr(self, name)
             if not fits(value):
                 raise UsageError(f"{name} must be {wanted}, not {value!r}")
-            if isinstance(value, str) and holds_key(value):
+            if fits is _is_text and value is not None and _holds_key(value):
                 raise UsageError(
                     f"{name} holds a key, or what looks like one: put it into the environment, and "
                     "take it out of the cell",
@@ -129,6 +128,12 @@ def _is_count(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
+
+
+def _holds_key(text: str) -> bool:
+    from ipy_agent.secrets import holds_key  # noqa: PLC0415 (`%load_ext` needs no patterns)
+
+    return holds_key(text)
 
 
 def _are_names(value: Any) -> bool:

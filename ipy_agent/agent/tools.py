@@ -19,6 +19,7 @@ from typing import Any, cast, overload
 
 import msgspec
 
+from ipy_agent.agent import OFFERS
 from ipy_agent.agent.arguments import check_size, check_strictly
 from ipy_agent.agent.reprs import in_time, is_small, repr_of
 from ipy_agent.agent.schemas import Misfit, decoded, schema_of
@@ -268,3 +269,7 @@ def offered(
     if missing:
         raise ToolError(f"there is no tool {missing[0]!r}: there are {', '.join(tools) or 'none'}")
     return {name: tools[name] for name in wanted}
+
+
+while OFFERS:  # of those who came before this was loaded: their tools are the first
+    OFFERS.pop(0)()

@@ -17,12 +17,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import ModuleType
 from typing import Annotated, Any
 
-from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.interactiveshell import InteractiveShell
 from msgspec import Meta
 
 from ipy_agent.agent.tools import Result, Tool, tool_of
-from ipy_agent.coroutines import awaited, settle
+from ipy_agent.coroutines import awaited
 from ipy_agent.errors import ToolError
 from ipy_agent.notebook.capture import captured
 from ipy_agent.notebook.interrupt import Gate, interrupts_go_to
@@ -42,12 +41,7 @@ _NUMPY = re.compile(r"\bnp\.(?:float|int|uint|bool|str)\w*\(([^()]*)\)")
 
 
 def kernel_tools(shell: InteractiveShell) -> list[Tool]:
-    """Return the tools of a shell: `python` and `inspect`.
-
-    Where no loop is running, as in a terminal, coroutines of this thread now run on the loop that
-    the shell keeps for `await`.
-    """
-    settle(get_asyncio_loop)
+    """Return the tools of a shell: `python` and `inspect`."""
 
     def python(code: Annotated[str, Meta(description=_CODE)]) -> Result:
         return _run(shell, code)

@@ -1,34 +1,30 @@
 """`%agent` and `%%agent`: read the line, hand over, show what comes back. No work is done here.
 
-Loading this brings in IPython, which is there already, and nothing else that is heavy: the
-session, its socket, the tables and widgets come with the first cell that needs them.
+Rule 1: loading this adds little to IPython's start. What stands on top is there already, or is as
+small as this; the rest comes with its first use: the session, its socket, the tables and widgets,
+and msgspec, which the kernel's tools are made with.
 """
 
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
-from contextlib import closing, suppress
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
-from IPython.display import display
 from traitlets import Bool, Enum, Float, Int, TraitError, Unicode, validate
 from traitlets import List as ListOf
 from traitlets.config import Config
 
-from ipy_agent.agent.tools import TOOLS
-from ipy_agent.endpoints import Endpoint
+from ipy_agent.agent import OFFERS
+from ipy_agent.coroutines import settle
 from ipy_agent.errors import UsageError
 from ipy_agent.notebook.cells import Cells
-from ipy_agent.notebook.commands import COMMANDS, LINE
-from ipy_agent.notebook.context import handed_over, told
 from ipy_agent.notebook.interrupt import interrupts_come_too_late
-from ipy_agent.notebook.kernel import kernel_tools
-from ipy_agent.notebook.options import parsed, pictures_of, shape_named, variable
-from ipy_agent.notebook.rehearsal import bundle
 from ipy_agent.settings import (
     CONFIGURED,
     CONTEXTS,
@@ -40,8 +36,7 @@ from ipy_agent.settings import (
 )
 
 if TYPE_CHECKING:
-    from ipy_agent.notebook.answer import CellFront
-    from ipy_agent.notebook.terminal import PlainFront
+    from ipy_agent.endpoints import Endpoint
     from ipy_agent.sessions import Session
 
 __all__ = ["AgentMagics", "load", "unload"]
@@ -83,8 +78,8 @@ class AgentMagics(Magics):
 
     def __init__(self, shell: InteractiveShell) -> None:
         super().__init__(shell)
-        self._names, self._hidden = shell.user_ns, shell.user_ns_hidden
-        self._cells = Cells(shell)
+        self.names, self.hidden = shell.user_ns, shell.user_ns_hidden
+        self.cells = Cells(shell)
         for name in self.trait_names(config=True):
             if getattr(self, name) is not None:
                 self._configure(name)
@@ -99,7 +94,7 @@ class AgentMagics(Magics):
     @property
     def session(self) -> Session:
         """The kernel's session."""
-        from ipy_agent.sessions import session  # noqa: PLC0415 (sockets come with the first use)
+        from ipy_agent.sessions import session  # noqa: PLC0415 (rule 1)
 
         return session()
 
@@ -131,18 +126,9 @@ class AgentMagics(Magics):
         holds a key is not sent. Run again, a cell replaces what it said before, and goes on from
         what came before it.
         """
-        options = parsed(self.ask.parser, line)
-        name = variable(options.output) if options.output is not None else None
-        prompt, wanted = self._handed_over(cell, options)
-        wanted |= self._wanted(options)
-        if options.dry_run:
-            display(bundle(self.session.rehearse(prompt, **wanted)), raw=True)
-            return
-        front = self._front(json="schema" in wanted)
-        with front.interrupts.held(), closing(front):
-            answer = self.session.run(prompt, front=front, **wanted)
-        if name is not None:
-            self._names[name] = answer.value if "schema" in wanted else answer.text
+        from ipy_agent.notebook import prompts  # noqa: PLC0415 (rule 1)
+
+        prompts.ask(self, self.ask.parser, line, cell)
 
     @line_magic("agent")  # type: ignore[arg-type]  # IPython annotates it for no function at all
     def tell(self, line: str) -> Any:
@@ -175,8 +161,10 @@ class AgentMagics(Magics):
         %agent resume ID [--copy]           go on with one of them, or with a copy
         %agent doctor                       what works here, and what to do about what does not
         """
-        options = parsed(LINE, line)
-        return COMMANDS[options.command](self, options)
+        from ipy_agent.notebook import commands, options  # noqa: PLC0415 (rule 1)
+
+        said = options.parsed(commands.LINE, line)
+        return commands.COMMANDS[said.command](self, said)
 
     def choose(self, name: str, value: Any) -> None:
         """Set a setting as `%config` does; one that was set to the same before holds again."""
@@ -189,7 +177,7 @@ class AgentMagics(Magics):
         name, value = proposal["trait"].name, proposal["value"]
         try:
             if name == "endpoint" and value is not None:
-                Endpoint.named(value)
+                _endpoint(value)
             elif value is not None:
                 Settings().replace(**{name: _plain(value)})
         except UsageError as error:
@@ -203,47 +191,9 @@ class AgentMagics(Magics):
             CONFIGURED[name] = value
         else:
             CONFIGURED.pop(name, None)
-            value = Endpoint.default() if name == "endpoint" else getattr(KERNEL, name)
+            value = _endpoint() if name == "endpoint" else getattr(KERNEL, name)
         if "ipy_agent.sessions" in sys.modules:
             self.session.configure(name, value)
-
-    def _handed_over(self, cell: str, options: Namespace) -> tuple[str, dict[str, Any]]:
-        """Return the prompt with what it hands over, and the pictures that go with it."""
-        target = self.session.endpoint
-        if options.endpoint is not None:
-            target = Endpoint.named(options.endpoint)
-        handed = handed_over(cell, self._names, images=target.images, heads=target.heads)
-        if not handed.text.strip():
-            raise UsageError("the prompt is empty: write what you want below %%agent")
-        shown = [] if options.image is None else pictures_of(options.image, self._names)
-        return handed.prompt, {"images": [*handed.pictures, *shown]}
-
-    def _told(self, before: Any, how: str) -> tuple[str, Any]:
-        return told(self._names, self._hidden, before, how)
-
-    def _wanted(self, options: Namespace) -> dict[str, Any]:
-        """Return what a cell's options say to a run; what was not said is left out."""
-        said = {
-            "model": options.model,
-            "mode": options.mode,
-            "endpoint": options.endpoint,
-            "branch": options.branch,
-            "effort": options.effort,
-            "max_output_tokens": options.max_tokens,
-            "cell": self._cells.name(asks=not options.dry_run),
-            "append": options.append,
-            "background": self._told,
-        }
-        if options.schema is not None:
-            said["schema"] = shape_named(options.schema, self._names)
-        return {name: value for name, value in said.items() if value is not None}
-
-    def _front(self, *, json: bool) -> CellFront | PlainFront:
-        from ipy_agent.notebook import answer, terminal  # noqa: PLC0415 (widgets come with a run)
-
-        if getattr(self.shell, "kernel", None) is None:
-            return terminal.PlainFront(self.session.records)
-        return answer.CellFront(self.session.records, json=json)
 
 
 def _plain(value: Any) -> Any:
@@ -251,8 +201,18 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _endpoint(name: str | None = None) -> Endpoint:
+    """Return the endpoint that a name or a URL stands for; of none, the default."""
+    from ipy_agent.endpoints import Endpoint  # noqa: PLC0415 (rule 1)
+
+    return Endpoint.default() if name is None else Endpoint.named(name)
+
+
 def load(shell: InteractiveShell) -> None:
     """Add the magics and the kernel's tools to a shell.
+
+    Where no loop is running, as in a terminal, coroutines of this thread then run on the loop that
+    the shell keeps for `await`.
 
     Raises:
         UsageError: the user's configuration holds a value that does not fit.
@@ -263,8 +223,18 @@ def load(shell: InteractiveShell) -> None:
         unload(shell)
         raise UsageError(f"in the configuration of AgentMagics: {error}") from None
     shell.events.register("post_run_cell", interrupts_come_too_late)
-    for tool in kernel_tools(shell):
-        TOOLS[tool.name] = tool
+    settle(get_asyncio_loop)
+    OFFERS.append(partial(_offer, shell))
+    if "ipy_agent.agent.tools" in sys.modules:
+        OFFERS.pop()()
+
+
+def _offer(shell: InteractiveShell) -> None:
+    """Offer the kernel's tools."""
+    from ipy_agent.agent.tools import TOOLS  # noqa: PLC0415 (rule 1)
+    from ipy_agent.notebook.kernel import kernel_tools  # noqa: PLC0415 (rule 1)
+
+    TOOLS.update({tool.name: tool for tool in kernel_tools(shell)})
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -277,9 +247,14 @@ def unload(shell: InteractiveShell) -> None:
     ]
     with suppress(ValueError):  # it was not loaded
         shell.events.unregister("post_run_cell", interrupts_come_too_late)
-    for tool in kernel_tools(shell):
-        TOOLS.pop(tool.name, None)
+    OFFERS.clear()
+    if "ipy_agent.agent.tools" in sys.modules:
+        from ipy_agent.agent.tools import TOOLS  # noqa: PLC0415 (rule 1)
+        from ipy_agent.notebook.kernel import kernel_tools  # noqa: PLC0415 (rule 1)
+
+        for tool in kernel_tools(shell):
+            TOOLS.pop(tool.name, None)
     if "ipy_agent.sessions" in sys.modules:
-        from ipy_agent.sessions import session  # noqa: PLC0415 (sockets come with the first use)
+        from ipy_agent.sessions import session  # noqa: PLC0415 (rule 1)
 
         session().close()

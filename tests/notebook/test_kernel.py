@@ -18,6 +18,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from ipy_agent.agent.tools import Result
+from ipy_agent.coroutines import settle
 from ipy_agent.notebook import kernel
 from ipy_agent.notebook.kernel import kernel_tools
 from ipy_agent.notebook.substitutes import replaced
@@ -42,6 +43,7 @@ def shell(only_shell):
 
 @pytest.fixture
 def tools(shell):
+    settle(get_asyncio_loop)  # as when the extension is loaded
     return {tool.name: tool.function for tool in kernel_tools(shell)}
 
 

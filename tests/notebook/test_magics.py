@@ -1066,3 +1066,78 @@ def test_settings_wait_for_a_session_that_is_not_made_by_them():
     told = subprocess.check_output([sys.executable, "-c", code], text=True)
 
     assert json.loads(told.splitlines()[-1]) == [[], [], 7, "read", "xai", None]
+
+
+LATE = """
+import asyncio, json, sys, threading
+from IPython.core.async_helpers import get_asyncio_loop
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+config = Config()
+config.HistoryManager.enabled = False
+manager = InteractiveShell.instance(config=config).extension_manager
+manager.load_extension("ipy_agent")
+manager.reload_extension("ipy_agent")
+late = "msgspec" not in sys.modules
+import ipy_agent
+from ipy_agent.coroutines import awaited
+
+def define():
+    @ipy_agent.tool(read_only=True)
+    def inspect(name: str) -> str:
+        "Look at what the user means."
+
+    @ipy_agent.tool
+    def mine() -> int:
+        "Return a number."
+
+one = threading.Thread(target=define)
+one.start()
+one.join()
+offered = {name: tool.description for name, tool in ipy_agent.session().toolbox.items()}
+
+async def home():
+    return asyncio.get_running_loop()
+
+at_home = awaited(home()) is get_asyncio_loop()
+manager.reload_extension("ipy_agent")
+again = list(ipy_agent.session().toolbox)
+print(json.dumps([late, list(offered), offered["inspect"], at_home, again]))
+"""
+
+
+def test_the_kernels_tools_are_there_before_any_of_the_users():
+    """Made at the first use, on whichever thread that is: a function of the same name replaces one.
+
+    Coroutines of the thread that loaded run on the shell's loop all the same.
+    """
+    told = subprocess.check_output([sys.executable, "-c", LATE], text=True)
+
+    late, offered, inspect, at_home, again = json.loads(told.splitlines()[-1])
+    assert late
+    assert offered == ["python", "inspect", "mine"]
+    assert inspect == "Look at what the user means."
+    assert at_home
+    assert again == ["mine", "python", "inspect"]
+
+
+UNLOADED = """
+import json
+from IPython.core.interactiveshell import InteractiveShell
+
+manager = InteractiveShell.instance().extension_manager
+manager.load_extension("ipy_agent")
+manager.unload_extension("ipy_agent")
+import ipy_agent
+before = list(ipy_agent.session().toolbox)
+manager.load_extension("ipy_agent")
+print(json.dumps([before, list(ipy_agent.session().toolbox)]))
+"""
+
+
+def test_what_was_unloaded_before_its_first_use_offers_nothing():
+    """The kernel's tools go with the extension also where nobody looked at them."""
+    told = subprocess.check_output([sys.executable, "-c", UNLOADED], text=True)
+
+    assert json.loads(told.splitlines()[-1]) == [[], ["python", "inspect"]]
