@@ -1,6 +1,7 @@
 """The colours of code: which piece of a text is of which kind, and how a kind looks.
 
-`pygments` reads the code; it comes with IPython, and is loaded when code is first shown.
+`pygments` reads the code; it comes with IPython, and is loaded when code is first shown, or while
+nobody waits for anything of ours (`load_soon`).
 
 Rule 1: the pieces, put together, are the text: nothing is left out, added or changed. Who
 shows them makes each one safe.
@@ -9,9 +10,10 @@ shows them makes each one safe.
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Literal
 
-__all__ = ["ANSI", "CSS", "Kind", "pieces"]
+__all__ = ["ANSI", "CSS", "Kind", "load_soon", "pieces"]
 
 Kind = Literal["keyword", "name", "string", "number", "comment", ""]
 
@@ -66,3 +68,9 @@ def pieces(text: str, language: str) -> tuple[tuple[Kind, str], ...]:
         else:
             found.append((kind, piece))
     return tuple(found)
+
+
+@functools.cache
+def load_soon() -> None:
+    """Load what reads code on another thread: between a call and its output there is no time."""
+    threading.Thread(target=pieces, args=("pass", "python"), daemon=True).start()

@@ -51,7 +51,7 @@ LIMIT = 100_000
 """How many characters of one text are rendered as Markdown; of the rest its length is told."""
 
 BITE = 8_192
-"""How many characters are taken apart at once: what a parser makes of them is 100 times as large."""
+"""How many characters are taken apart at once: what a parser makes of them is far larger."""
 
 DEPTH = 12
 """How deeply quotes and lists may stand in each other; a list counts twice."""

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from ipy_agent.agent.approval import Question, Reply
+from ipy_agent.colours import load_soon
 from ipy_agent.notebook.lookout import Lookout
 from ipy_agent.notebook.panel import Board, Panel
 from ipy_agent.notebook.parts import (
@@ -95,6 +96,7 @@ class CellFront:
         self.interrupts = self._stop = Stop()
         self._panel = Panel(recorder, self._stop, clock=clock)
         self._screen = Screen(self._panel.widget, clock)
+        load_soon()
         self._is_shown = False
         due = (BUSY_SECONDS, self._show_all), (LONG_SECONDS, self._tell_overdue)
         self._lookout = Lookout(*due, clock=clock)
