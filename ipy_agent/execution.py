@@ -17,7 +17,7 @@ import msgspec
 from ipy_agent.agent.approval import Allowances
 from ipy_agent.agent.branches import Branches
 from ipy_agent.agent.budget import Spending
-from ipy_agent.agent.calls import Outcome, Worker, refused
+from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import compacted
 from ipy_agent.agent.early import Hear, Perform
 from ipy_agent.agent.loop import Ask, Said, answer
@@ -28,9 +28,9 @@ from ipy_agent.agent.replay import show_again
 from ipy_agent.agent.runs import Front, attend
 from ipy_agent.agent.tree import Run
 from ipy_agent.connections import Connections
-from ipy_agent.errors import AgentError, JournalFailed
+from ipy_agent.errors import AgentError
 from ipy_agent.protocol.events import Event
-from ipy_agent.protocol.items import Chain, Item, user
+from ipy_agent.protocol.items import Chain, user
 from ipy_agent.protocol.requests import Request
 from ipy_agent.records import Recorder
 from ipy_agent.tables.prices import cost_usd
@@ -80,17 +80,6 @@ class Execution:
             notes.heard(event, record)
 
         async def begin(perform: Perform, hear: Hear) -> Said:
-            async def noted(call: Item) -> Outcome:
-                if not worker.begins_early(call):
-                    try:
-                        # An interrupt ends the wait and not the writing: a journal whose
-                        # promise is cancelled under it would write nothing any more.
-                        if (written := notes.intended(call)) is not None:
-                            await asyncio.shield(written)
-                    except JournalFailed as error:
-                        return refused(call, f"not run: {error}")
-                return await perform(call)
-
             at = await self._compacted(plan, branches, place, hear)
             said, ended = at.begun(), None
             ask = Ask(
@@ -109,7 +98,7 @@ class Execution:
                 cache_minimum=target.cache_minimum,
             )
             try:
-                ended = await answer(ask, said, way, noted, hear)
+                ended = await answer(ask, said, way, perform, hear)
             finally:
                 if said.items is not at.said:
                     kept = None if worker.refused else ended
@@ -119,7 +108,7 @@ class Execution:
                 self._tell_trouble(notes, hear)
             return ended
 
-        ended = attend(begin, worker, front, self._connections.loop, heard)
+        ended = attend(begin, worker, front, self._connections.loop, heard, notes)
         return ended, record.cell
 
     def _tell_trouble(self, notes: Notes, hear: Hear) -> None:

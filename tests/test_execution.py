@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import signal
 import threading
 from concurrent.futures import Future
 
@@ -20,29 +20,21 @@ SECONDS = 20
 
 
 class Slow(Notes):
-    """Is about to write an intent down, on a thread of its own."""
+    """Is about to write an intent down, and does not come to an end."""
 
     def __init__(self):
-        self.asked, self.written = threading.Event(), Future()
+        self.written = Future()
 
-    async def intended(self, call):  # noqa: ARG002 (whichever it is)
-        self.asked.set()
-        await asyncio.wrap_future(self.written)
+    def intended(self, call):  # noqa: ARG002 (whichever it is)
+        return self.written
 
 
 class Impatient(Quiet):
     """Interrupts the run while an intent is being written down."""
 
-    def __init__(self, notes):
-        self._notes = notes
-
-    def tick(self):
-        if self._notes.asked.is_set():
-            self._stop()
-
     @contextlib.contextmanager
-    def waiting(self, stop):
-        self._stop = stop
+    def working(self):
+        threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
         yield
 
 
@@ -55,7 +47,7 @@ def test_an_interrupt_while_an_intent_is_written_cancels_nothing_of_the_journals
     session._keep(notes)
 
     with pytest.raises(Interrupted):
-        session.run("go", mode="auto", front=Impatient(notes))
+        session.run("go", mode="auto", front=Impatient())
 
     assert not notes.written.cancelled()
     notes.written.set_result(None)

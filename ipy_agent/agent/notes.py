@@ -6,7 +6,7 @@ Rule 2: to be told costs the same however long the conversation is.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from concurrent.futures import Future
 
 from ipy_agent.agent.tree import Run
 from ipy_agent.protocol.events import Event
@@ -52,11 +52,10 @@ class Notes:
     def heard(self, event: Event | Trace, rows: Listener) -> None:
         """Something of a run happened, and its rows tell of it."""
 
-    def intended(self, call: Item) -> Awaitable[None] | None:  # noqa: ARG002 (nobody notes it)
-        """A call with side effects is about to be carried out: not before this is awaited.
+    def intended(self, call: Item) -> Future[None] | None:  # noqa: ARG002 (nobody notes it)
+        """A call with side effects is about to be carried out: not before this is done.
 
-        Raises:
-            AgentError: when awaited; that cannot be kept, so it must not be.
+        If that cannot be kept it ends with a `JournalFailed`, and the call must not be.
         """
         return None
 

@@ -23,10 +23,11 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from ipy_agent.agent.approval import Question, Reply
-from ipy_agent.agent.calls import Outcome, Worker
+from ipy_agent.agent.calls import Outcome, Worker, refused
 from ipy_agent.agent.early import Hear, Perform
+from ipy_agent.agent.notes import Notes
 from ipy_agent.background import Background
-from ipy_agent.errors import Interrupted
+from ipy_agent.errors import Interrupted, JournalFailed
 from ipy_agent.protocol.events import Event
 from ipy_agent.protocol.items import Item
 from ipy_agent.trace import Trace
@@ -87,10 +88,14 @@ class Quiet:
 
 
 class _Job:
-    """A tool call on its way to the caller's thread, and its outcome's way back."""
+    """A tool call on its way to the caller's thread, and its outcome's way back.
 
-    def __init__(self, call: Item) -> None:
+    It must not be carried out before `noted` is done, if there is such a thing.
+    """
+
+    def __init__(self, call: Item, noted: concurrent.futures.Future[None] | None) -> None:
         self.call = call
+        self.noted = noted
         self._loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[Outcome] = self._loop.create_future()
 
@@ -142,7 +147,12 @@ class _Inbox:
 
 
 def attend(
-    begin: Begin[T], worker: Worker, front: Front, background: Background, record: Hear
+    begin: Begin[T],
+    worker: Worker,
+    front: Front,
+    background: Background,
+    record: Hear,
+    notes: Notes | None = None,
 ) -> T:
     """Begin a run on the loop, see it through on this thread, and return what it comes to.
 
@@ -152,6 +162,7 @@ def attend(
         front: looks on, here.
         background: has the loop.
         record: is told everything, on the loop's thread.
+        notes: has to know of a call with side effects before that is carried out.
 
     Raises:
         AgentError: what ended the run.
@@ -164,7 +175,8 @@ def attend(
         inbox.tell(event)
 
     async def perform(call: Item) -> Outcome:
-        job = _Job(call)
+        noted = None if notes is None or worker.begins_early(call) else notes.intended(call)
+        job = _Job(call, noted)
         inbox.put(job)
         return await job.outcome
 
@@ -213,7 +225,7 @@ def _see_through(
             if isinstance(message, _Job):
                 with front.working():
                     # An interrupt from here on is the tool's; one that came before is the run's.
-                    outcome = None if stops else worker.carry_out(message.call, wanted(message))
+                    outcome = None if stops else _outcome(worker, message, wanted(message))
                 background.check()  # a tool may fork: the run is the parent's
                 if outcome is not None:
                     message.done(_as_stopped(outcome) if stops else outcome)
@@ -225,6 +237,16 @@ def _see_through(
             if len(stops) > told:
                 raise Interrupted("interrupted")
         front.tick()
+
+
+def _outcome(worker: Worker, job: _Job, wanted: Callable[[], bool]) -> Outcome:
+    """Carry a call out, once it is noted."""
+    try:
+        if job.noted is not None:
+            job.noted.result()
+    except JournalFailed as error:
+        return refused(job.call, f"not run: {error}")
+    return worker.carry_out(job.call, wanted)
 
 
 def _as_stopped(outcome: Outcome) -> Outcome:

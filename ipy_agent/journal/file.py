@@ -31,6 +31,7 @@ from ipy_agent.journal.facts import Fact
 __all__ = ["Writer", "is_held", "read"]
 
 CLOSE_SECONDS = 5.0
+AT_ONCE = 256
 BUSY_SECONDS = 1.0
 """How long a file may be looked at by another process before it counts as another's."""
 
@@ -154,23 +155,15 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _commit(file: sqlite3.Connection, jobs: list[_Job]) -> None:
-    rows = [(job,) for job in jobs if isinstance(job, bytes)]
-    synced = _SYNC in jobs
-    if not rows and not synced:
-        return
-    try:
-        if synced:
-            file.execute("PRAGMA synchronous=FULL")
-        file.execute("BEGIN IMMEDIATE")
-        file.executemany("INSERT INTO facts (fact) VALUES (?)", rows)
-        if synced:  # something has to be written, for a commit to sync what was written before
-            file.execute("PRAGMA user_version=1")
-        file.execute("COMMIT")
+    rows = [job for job in jobs if isinstance(job, bytes)]
+    for at in range(0, len(rows), AT_ONCE):
+        some = rows[at : at + AT_ONCE]
+        # One statement is a transaction of its own, and one turn of this thread's.
+        file.execute(f"INSERT INTO facts (fact) VALUES (?){',(?)' * (len(some) - 1)}", some)  # noqa: S608 (no data in it)
+    if _SYNC in jobs:
+        file.execute("PRAGMA synchronous=FULL")
+        file.execute("PRAGMA user_version=1")  # something has to be written, for all to be synced
         file.execute("PRAGMA synchronous=OFF")
-    except sqlite3.Error:
-        with contextlib.suppress(sqlite3.Error):
-            file.execute("ROLLBACK")
-        raise
 
 
 def read(path: Path) -> tuple[list[Fact], bool]:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,11 +139,8 @@ class Journal(Notes):
         if note is not None:
             note(self, event, rows)
 
-    def intended(self, call: Item) -> Awaitable[None] | None:
-        written = self._intents.pop(str(call["call_id"]), None) or self._intend(call)
-        if written.done() and written.exception() is None:
-            return None
-        return asyncio.wrap_future(written)
+    def intended(self, call: Item) -> Future[None]:
+        return self._intents.pop(str(call["call_id"]), None) or self._intend(call)
 
     async def kept(self) -> None:
         with contextlib.suppress(JournalFailed):  # that is told as trouble
