@@ -1,4 +1,4 @@
-"""A file of facts: an SQLite database with one table, written by one thread.
+"""A file of facts: an SQLite database with one table, written by one thread at a time.
 
 A commit is not synced, since what it wrote outlives the process all the same; after a run one is,
 for the sake of the machine's end. There is no write-ahead log: a second file, and locks that some
@@ -17,8 +17,9 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -32,6 +33,8 @@ __all__ = ["Writer", "is_held", "read"]
 
 CLOSE_SECONDS = 5.0
 AT_ONCE = 256
+QUICK_SECONDS = 0.002
+"""What a commit may take to be done by who tells of it: the hand-over to a thread takes 0.1 ms."""
 BUSY_SECONDS = 1.0
 """How long a file may be looked at by another process before it counts as another's."""
 
@@ -49,7 +52,7 @@ _Job = bytes | str | Future[None] | None
 
 
 class Writer:
-    """Appends facts to a file, on a thread of its own. A forked child does nothing.
+    """Appends facts to a file, on a thread of its own or the caller's; in a forked child, nothing.
 
     Args:
         path: the file; it and its folder are made, for nobody else to read.
@@ -64,6 +67,9 @@ class Writer:
         self._pid = os.getpid()
         self._jobs: deque[_Job] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._file: sqlite3.Connection | None = None
+        self._is_quick = False
+        self._turn = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="ipy_agent journal", daemon=True)
         self._thread.start()
 
@@ -73,30 +79,48 @@ class Writer:
         self.wake()
 
     def add(self, fact: Fact) -> None:
-        """Have a fact written with what is put next, or at the next `wake`."""
+        """Have a fact written with what is put next, or at the next `wake` or `write`."""
         try:
             self._jobs.append(facts.encode(fact))
         except (msgspec.MsgspecError, TypeError, ValueError) as error:
             self._fail(error)
 
     def wake(self) -> None:
-        """Have what was added written now."""
+        """Have what was added written by the thread."""
         if os.getpid() == self._pid:
             self._bell.put(None)
+
+    def write(self) -> None:
+        """Write what was added here, as long as that is quicker than to wake the thread.
+
+        Not for the main thread: an interrupt half-way would leave a gap.
+        """
+        if not (self._is_quick and os.getpid() == self._pid and self._turn.acquire(blocking=False)):
+            self.wake()
+            return
+        try:
+            self._do(lambda job: isinstance(job, (bytes, Future)))
+        finally:
+            self._turn.release()
 
     def sync(self) -> None:
         """Have what was put so far outlive the machine; nobody waits for it."""
         self._jobs.append(_SYNC)
         self.wake()
 
-    def written(self) -> Future[None]:
-        """Return what is done when all that was put is written, or ends with `JournalFailed`."""
+    def promise(self) -> Future[None]:
+        """Return what is done when all that was added is written, or ends with `JournalFailed`."""
         done: Future[None] = Future()
         if os.getpid() == self._pid:
             self._jobs.append(done)
-            self.wake()
         else:
             done.set_result(None)
+        return done
+
+    def written(self) -> Future[None]:
+        """Have what was added written, and return what is done then."""
+        done = self.promise()
+        self.wake()
         return done
 
     def close(self) -> None:
@@ -107,25 +131,34 @@ class Writer:
             self._thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
-        with contextlib.ExitStack() as stack:
+        try:
+            self._file = _opened(self.path)
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+        over = False
+        while not over:
+            self._bell.get()
+            with self._turn:
+                over = None in self._do(lambda _: True)
+        if self._file is not None:
+            self._file.close()
+
+    def _do(self, fits: Callable[[_Job], bool]) -> list[_Job]:
+        """Do the jobs at the beginning that fit, and return them."""
+        jobs: list[_Job] = []
+        while self._jobs and fits(self._jobs[0]):
+            jobs.append(self._jobs.popleft())
+        began = time.monotonic()
+        if self._file is not None and self.trouble is None:
             try:
-                file = stack.enter_context(contextlib.closing(_opened(self.path)))
-            except (OSError, sqlite3.Error) as error:
-                file = None
+                _commit(self._file, jobs)
+            except sqlite3.Error as error:
                 self._fail(error)
-            while True:
-                self._bell.get()
-                jobs: list[_Job] = []
-                while self._jobs:
-                    jobs.append(self._jobs.popleft())
-                if file is not None and self.trouble is None:
-                    try:
-                        _commit(file, jobs)
-                    except sqlite3.Error as error:
-                        self._fail(error)
-                self._tell(jobs)
-                if None in jobs:
-                    return
+        # A disk that is slow once may be slow again: then nobody but the thread waits for it.
+        quick = time.monotonic() - began < QUICK_SECONDS
+        self._is_quick = quick and self._file is not None and None not in jobs
+        self._tell(jobs)
+        return jobs
 
     def _fail(self, error: Exception) -> None:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -144,7 +177,9 @@ class Writer:
 def _opened(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    file = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+    file = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
     try:
         for statement in _MAKE:
             file.execute(statement)

@@ -143,20 +143,21 @@ class Journal(Notes):
         return self._intents.pop(str(call["call_id"]), None) or self._intend(call)
 
     async def kept(self) -> None:
+        if self._writer is None:
+            return
+        written = self._writer.promise()
+        self._writer.write()
         with contextlib.suppress(JournalFailed):  # that is told as trouble
-            await self._written()
-        if self._writer is not None:
-            self._writer.sync()
-
-    async def _written(self) -> None:
-        if self._writer is not None:
-            await asyncio.wrap_future(self._writer.written())
+            await asyncio.wrap_future(written)
+        self._writer.sync()
 
     def _intend(self, call: Item) -> Future[None]:
         self.open()
         assert self._writer is not None  # noqa: S101 (it was opened just now)
-        self._writer.put(Intended(call_id=str(call["call_id"]), name=str(call["name"])))
-        return self._writer.written()
+        self._writer.add(Intended(call_id=str(call["call_id"]), name=str(call["name"])))
+        written = self._writer.promise()
+        self._writer.write()
+        return written
 
     def open(self) -> None:
         """Begin the file, or go on with it, unless that is done."""
@@ -242,7 +243,7 @@ class Journal(Notes):
     def _wake(self) -> None:
         self._is_waking = False
         if self._writer is not None:
-            self._writer.wake()
+            self._writer.write()
 
     def _put(self, fact: Fact) -> None:
         if self._writer is None:
