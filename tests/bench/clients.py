@@ -1,7 +1,7 @@
 """Clients compared, each as a ratio to the least that a loop can do.
 
 `python tests/bench/clients.py [TOPIC…] [--rounds N]`; without a topic, all of them, which takes
-half an hour. A topic takes three minutes at most where nothing else runs; a first one makes the
+twenty minutes. A topic takes three at most where nothing else runs; a first one makes the
 environments of the peers.
 """
 
@@ -79,7 +79,7 @@ def overhead(rounds: int, clients: Clients, target: str, tail_ms: float = 0) -> 
 
 def growth(rounds: int, clients: Clients) -> None:
     """Print the overhead of early and late turns, and what they cost."""
-    told = rounds_of(clients, LONG, rounds, peers=1)
+    told = rounds_of(clients, LONG, rounds)
     early, late = taken(told, around(6)), taken(told, around(200))
     turns = LONG.runs[-1][0]
     compare("ms a turn around turn 6", early)

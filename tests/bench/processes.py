@@ -17,7 +17,6 @@ from typing import Any
 import environments
 
 HERE = Path(__file__).parent
-CHECKOUT = HERE.parents[1]
 SECONDS = 300
 
 
@@ -90,8 +89,7 @@ def environment(plan: Plan, state: str) -> dict[str, str]:
     dropped.append("PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
     sizes = {"BENCH_TOOLS": str(plan.tools), "BENCH_OUTPUT": str(plan.output)}
-    own = {"XDG_STATE_HOME": state, "IPYTHONDIR": state, "PYTHONPATH": str(CHECKOUT)}
-    return {**kept, **sizes, **own}
+    return {**kept, **sizes, "XDG_STATE_HOME": state, "IPYTHONDIR": state}
 
 
 def measured(loop: Loop, plan: Plan) -> Told:
