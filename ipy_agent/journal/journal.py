@@ -55,6 +55,8 @@ from ipy_agent.trace import (
 
 __all__ = ["Journal"]
 
+MOMENT_SECONDS = 0.005
+
 
 class Journal(Notes):
     """Keeps a session in a file.
@@ -231,14 +233,14 @@ class Journal(Notes):
     }
 
     def _note(self, fact: Fact) -> None:
-        """Have a fact written with all that is told in this step of the loop: so one commit."""
+        """Have a fact written a moment later, with what else is told by then."""
         if self._writer is None:
             self._waiting.append(fact)
             return
         self._writer.add(fact)
         if not self._is_waking:
             self._is_waking = True
-            asyncio.get_running_loop().call_soon(self._wake)
+            asyncio.get_running_loop().call_later(MOMENT_SECONDS, self._wake)
 
     def _wake(self) -> None:
         self._is_waking = False

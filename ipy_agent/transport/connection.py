@@ -151,7 +151,8 @@ class Connection:
         try:
             if not is_text:
                 raise msgspec.DecodeError("a frame is a text, not binary")
-            str(message, "utf-8")  # what the decoder skips has to be text, too
+            if not message.isascii():
+                str(message, "utf-8")  # what the decoder skips has to be text, too
             self._deliver(decode(message), len(message))
         except (msgspec.DecodeError, UnicodeDecodeError, IllegalMove, MessageTooBig) as error:
             self._broken.set_exception(error)

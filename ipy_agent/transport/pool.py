@@ -54,6 +54,12 @@ class Pool:
         self._opening = asyncio.Lock()
         self._left = asyncio.Event()
 
+    def ready(self, request: Request) -> Place | None:
+        """Return the place of a turn, if nothing has to be opened, closed or waited for first."""
+        fit = not self._opening.locked() and not any(map(self._is_over, self._connections))
+        chosen = self._choice(request, self._connections) if fit else None
+        return None if chosen is None else _taken(chosen, request)
+
     async def place(self, request: Request) -> AsyncGenerator[Notice | Place, None]:
         """Yield what takes long, if anything does, and last the place of a turn."""
         async with self._opening:
@@ -65,8 +71,7 @@ class Pool:
                             yield notice
                 else:
                     await self._make_room()
-            place = Place(chosen, chosen.lane(request.stream_id))
-            place.lane.taken = True
+            place = _taken(chosen, request)
         yield place
 
     def foreseen(self, request: Request) -> Place | None:
@@ -88,7 +93,8 @@ class Pool:
         if lane.moves.state is not State.IDLE:
             connection.leaving = True
         self._left.set()
-        await self._sweep()
+        if any(map(self._is_over, self._connections)):
+            await self._sweep()
 
     def describe(self) -> str:
         """Return where the connections stand, in one line."""
@@ -169,12 +175,21 @@ class Pool:
         if over:
             await asyncio.gather(*(connection.close() for connection in over))
 
+    def _is_over(self, connection: Connection) -> bool:
+        return not connection.alive or self._is_worn(connection)
+
     def _is_worn(self, connection: Connection) -> bool:
         life, rest = self.limits.seconds, self.limits.idle_seconds
         age, unused = self.clock.age() - connection.opened_at, self.clock.now() - connection.used_at
         old = life is not None and age > max(life - EARLY_SECONDS, life / 2)
         idle = rest is not None and unused > rest * 0.9
         return old or (idle and not connection.busy)
+
+
+def _taken(connection: Connection, request: Request) -> Place:
+    place = Place(connection, connection.lane(request.stream_id))
+    place.lane.taken = True
+    return place
 
 
 def _model(request: Request) -> str | None:

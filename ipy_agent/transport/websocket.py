@@ -87,14 +87,15 @@ class WebSocketTransport:
         """Answer a whole request; see `Transport.stream`."""
         received, attempt, mended = 0, 0, set[str]()
         while True:
-            place: Place | None = None
-            async with contextlib.aclosing(self._pool.place(request)) as finding:
-                async for found in finding:
-                    if isinstance(found, Notice):
-                        yield found
-                    else:
-                        place = found
-            assert place is not None  # noqa: S101 (it is the last, or finding it raises)
+            place = self._pool.ready(request)
+            if place is None:
+                async with contextlib.aclosing(self._pool.place(request)) as finding:
+                    async for found in finding:
+                        if isinstance(found, Notice):
+                            yield found
+                        else:
+                            place = found
+                assert place is not None  # noqa: S101 (it is the last, or finding it raises)
             try:
                 async with place.connection.in_flight:
                     await place.lane.stands_free()
