@@ -24,7 +24,7 @@ from ipy_agent.protocol.lanes import CLIENT, SERVER, Lane
 from ipy_agent.protocol.requests import Request
 from ipy_agent.server.composer import refusal
 from ipy_agent.server.engine import HangUp
-from ipy_agent.server.frames import bad_request, check_lane, read
+from ipy_agent.server.frames import Known, bad_request, check_lane, read
 from ipy_agent.server.memory import Cache, Memory
 from ipy_agent.server.responses import Responses
 
@@ -100,6 +100,7 @@ class Connection:
         self._seats: dict[str | None, _Seat] = {}
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._waiting = 0
+        self._known: Known = {}
 
     async def run(self) -> None:
         """Serve until one of the two ends hangs up. Cancelled, it closes as one going away."""
@@ -149,7 +150,7 @@ class Connection:
 
     async def _queue(self, frame: str, group: asyncio.TaskGroup) -> None:
         """Put a frame into the queue of its lane; a lane that cannot be is refused at once."""
-        name, ask = read(frame)
+        name, ask = read(frame, self._known)
         if isinstance(ask, Other):
             await self._tell(ask)
             return

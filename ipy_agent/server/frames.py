@@ -1,6 +1,10 @@
 """What a client's frame asks, and whether it can be answered: all that is decided by reading.
 
+Instructions and tools come with every frame, and nearly always as before: what comes as the same
+bytes is not decoded again.
+
 Rule 1: nothing that a client can send raises anything but `ResponseFailed`.
+Rule 2: what a frame says may be what one before it said, the very object: nobody changes it.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ from ipy_agent.errors import ResponseFailed
 from ipy_agent.protocol.events import Other
 from ipy_agent.protocol.items import CALLS, Item
 from ipy_agent.protocol.requests import Fields, Request
+from ipy_agent.server.head import MEMBERS
 
 __all__ = [
+    "Known",
     "Open",
     "bad_request",
     "check_input",
@@ -31,20 +37,32 @@ __all__ = [
 Open = frozenset[tuple[str, str]]
 """Calls that have no output yet, each by its type and its `call_id`."""
 
+Known = dict[str, tuple[bytes, Any]]
+"""Settings as they came last, by name: their bytes, and what these mean."""
+
 _LANE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 _OUTPUTS = {f"{kind}_output": kind for kind in CALLS}
 _UNREADABLE = (msgspec.MsgspecError, RecursionError, OverflowError, TypeError, UnicodeError)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decoded = msgspec.json.Decoder().decode
 
 
-def read(frame: str) -> tuple[str | None, Request | ResponseFailed | Other]:
+def read(
+    frame: str, known: Known | None = None
+) -> tuple[str | None, Request | ResponseFailed | Other]:
     """Return the lane that a frame is for, and what it asks, or why it cannot be taken.
 
     What is answered at once and on no lane comes back as its answer.
+
+    Args:
+        frame: what the client sent.
+        known: what its frames before said; it is kept up to date here.
     """
     lane = None
+    known = {} if known is None else known
     try:
-        said = msgspec.json.decode(frame)
-        if not isinstance(said, dict) or not isinstance(said.get("type"), str):
+        said = {name: _value(name, raw, known) for name, raw in _members(frame).items()}
+        if not isinstance(said.get("type"), str):
             return None, bad_request("a frame is one JSON object with a `type`", "invalid_event")
         lane = said.get("stream_id")
         if not isinstance(lane, str | None):
@@ -93,8 +111,12 @@ def open_calls(before: Open, items: Iterable[Item]) -> Open:
 def custom_tools(fields: Fields) -> frozenset[str]:
     """Return the names of the tools whose calls hold a text and no JSON."""
     tools = fields.values.get("tools")
-    told = (tool for tool in tools if isinstance(tool, dict)) if isinstance(tools, list) else ()
-    return frozenset(str(tool.get("name")) for tool in told if tool.get("type") == "custom")
+    told = tools if isinstance(tools, list) else ()
+    return frozenset(
+        str(tool.get("name"))
+        for tool in told
+        if isinstance(tool, dict) and tool.get("type") == "custom"
+    )
 
 
 def from_user(item: Item) -> bool:
@@ -124,6 +146,18 @@ def check_input(full: Request, unanswered: Open) -> None:
 def bad_request(message: str, code: str, param: str | None = None) -> ResponseFailed:
     """Return the failure of a request that is its client's fault."""
     return ResponseFailed(message, code=code, status=400, param=param)
+
+
+def _value(name: str, raw: msgspec.Raw, known: Known) -> Any:
+    """Return what a member of a frame means: known already, where it is large and seldom new."""
+    if name not in MEMBERS:
+        return _decoded(raw)
+    said = bytes(raw)
+    before, value = known.get(name, (b"", None))
+    if said != before:
+        value = _decoded(said)
+        known[name] = said, value
+    return value
 
 
 def _bad_stream_id() -> ResponseFailed:

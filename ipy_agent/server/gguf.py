@@ -17,9 +17,10 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ipy_agent.errors import MissingExtra, ModelUnavailable, ResponseFailed
@@ -81,13 +82,21 @@ class Gguf:
         slots: how many KV caches it has.
         context: tokens a slot; `None` for what the memory allows, 8192 at most.
         threads: computing threads; `None` for one a core.
+        options: llama.cpp's own, by their names in xllamacpp, such as `n_ubatch`; those of a part
+            have its name before a dot.
 
     Raises:
         ModelUnavailable: no such file, no such format, or not enough memory.
     """
 
     def __init__(
-        self, path: Path, *, slots: int, context: int | None = None, threads: int | None = None
+        self,
+        path: Path,
+        *,
+        slots: int,
+        context: int | None = None,
+        threads: int | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         context = _context(path, slots, context)
         self.counts = Counts()
@@ -95,15 +104,20 @@ class Gguf:
             prefix="ipy-agent-", dir=folder_in_memory(context * _KV_BYTES)
         )
         try:
-            self._llama: Any = xllamacpp.Server(
-                _params(path, slots, context, threads or cores(), self._folder.name)
-            )
+            params = _params(path, slots, context, threads or cores(), self._folder.name)
+            for name, value in options.items():
+                part, _, last = name.rpartition(".")
+                setattr(getattr(params, part) if part else params, last, value)
+            self._llama: Any = xllamacpp.Server(params)
         except RuntimeError:
             self._folder.cleanup()
             raise ModelUnavailable(f"{path} is no model that llama.cpp can load") from None
         settings = self._ask("GET", "/props")["default_generation_settings"]
         self.window: int = settings["n_ctx"]
         """Tokens a slot really has: never more than the model was trained for."""
+        # What llama.cpp makes of a vocabulary for its first schema takes up to 1.5 s: not a turn's.
+        self.complete(0, self.tokenise(["{"])[:1], schema={"type": "object"}, max_tokens=1)
+        self.counts = Counts()
 
     def tokenise(self, parts: Sequence[str | int]) -> list[int]:
         """Return the ids of texts, in which nothing is a control token; ids stay as they are."""

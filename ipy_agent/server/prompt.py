@@ -94,6 +94,7 @@ class Prompts:
         self._end = end
         self._keys = functools.lru_cache(maxsize=32)(key_of)
         self._heads = functools.lru_cache(maxsize=32)(self._head)
+        self._tails = functools.cache(self._tail)
 
     def prompt(self, job: Job) -> Prompt:
         """Return the prompt of a turn; its memory is used if it has the same head."""
@@ -120,8 +121,12 @@ class Prompts:
         if said is None:
             return Memory(prompt.head.key, prompt.tokens)
         own = list(said[:-1] if said and said[-1] == self._end else said)
-        tail = self._tokenise([*([_CLOSE] if prompt.head.calls else []), self._end, "\n"])
+        tail = self._tails(bool(prompt.head.calls))
         return Memory(prompt.head.key, Tokens(prompt.tokens, own + tail))
+
+    def _tail(self, called: bool) -> list[int]:
+        """Return what ends a turn of the model's. Made once: the end of a turn waits for it."""
+        return self._tokenise([*([_CLOSE] if called else []), self._end, "\n"])
 
     def _head(self, key: bytes) -> Head:
         instructions, tools, custom, schema = msgspec.json.decode(key)

@@ -86,10 +86,13 @@ class ScriptedEngine:
 
 async def _played(entry: Entry) -> AsyncGenerator[Piece, None]:
     """Say an entry's pieces; then fail, hang or hang up where it orders that."""
+    if not entry.delay_ms:  # give way before it begins: with its first piece it is one write
+        await asyncio.sleep(0)
     if entry.text is not None or entry.tool_calls is not None:
         yield TextPiece("")
-    for piece in _pieces(entry):
-        await asyncio.sleep(entry.delay_ms / 1_000)
+    for number, piece in enumerate(_pieces(entry)):
+        if number or entry.delay_ms:
+            await asyncio.sleep(entry.delay_ms / 1_000)
         yield piece
     if entry.error is not None:
         await asyncio.sleep(entry.delay_ms / 1_000)

@@ -74,14 +74,55 @@ def test_a_frame_that_cannot_be_taken_is_refused_with_a_code(frame, code):
     assert (refused.status, refused.code) == (400, code)
 
 
+def frame(**said):
+    return json.dumps({"type": "response.create", "input": "hi", **said})
+
+
+def test_tools_that_come_again_are_not_decoded_again():
+    """The same bytes are the same object; one letter more, and they are decoded anew."""
+    known = {}
+    first, second, other = (
+        read(frame(tools=[{"name": name}], model=model), known)[1].fields.values
+        for name, model in (("f", "a"), ("f", "b"), ("ff", "b"))
+    )
+
+    assert second["tools"] is first["tools"]
+    assert second["model"] == "b"
+    assert other["tools"] == [{"name": "ff"}]
+
+
+def test_a_frame_without_tools_has_none():
+    """What a frame before had does not carry over."""
+    known = {}
+    read(frame(tools=[{"name": "f"}], instructions="x"), known)
+
+    assert read(frame(), known)[1].fields == Fields({})
+
+
+def test_what_could_not_be_decoded_is_refused_again():
+    """A failure leaves nothing known."""
+    known = {}
+    ill = '{"type":"response.create","tools":' + "[" * 5000 + "]" * 5000 + "}"
+
+    assert [read(ill, known)[1].code for _ in range(2)] == ["invalid_event"] * 2
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=8,
 )
-names = ("type", "input", "stream_id", "previous_response_id", "generate", "model")
+names = ("type", "input", "stream_id", "previous_response_id", "generate", "model", "tools")
 kinds = st.sampled_from(["response.create", "response.steer"])
 frames = st.dictionaries(st.sampled_from(names), values | kinds)
+
+
+@given(st.lists(frames.map(json.dumps), max_size=4))
+def test_what_is_known_changes_nothing(said):
+    """Frames mean the same with and without those before them."""
+    known = {}
+
+    assert [repr(read(each, known)) for each in said] == [repr(read(each)) for each in said]
 
 
 @given(st.text() | frames.map(json.dumps))

@@ -227,6 +227,20 @@ def test_what_a_turn_tokenises_does_not_grow(prompts, characters):
     assert costs[0] > costs[1]
 
 
+@pytest.mark.parametrize("fields", [TOOLED, Fields({})])
+def test_the_end_of_a_turn_is_tokenised_once(prompts, characters, fields):
+    """It is always the same, and the client waits for it."""
+    for number in range(3):
+        asked = len(characters.asked)
+        prompt = prompts.prompt(Job(fields=fields, input=EMPTY.extend([user(f"{number}")])))
+        before = len(characters.asked)
+        memory = prompts.memory(prompt, [65, END])
+
+        assert before > asked
+        assert (len(characters.asked) == before) is (number > 0)
+        assert memory.tokens.ids()[-2:].tolist() == [END, ord("\n")]
+
+
 def test_a_turn_with_a_memory_is_appended_and_nothing_else_is_tokenised(prompts, characters):
     """The model's own ids come first as they were, and only new items are looked at."""
     first = prompts.prompt(job(user("hi")))
