@@ -299,8 +299,19 @@ class Listener:
         row = self._turn
         row.tool_ms = _sum(row.tool_ms, event.duration_ms)
         row.approval_ms = _sum(row.approval_ms, event.approval_ms)
-        told = {name: getattr(event, name) for name in ToolRecord.__struct_fields__[1:]}
-        self._records.tools.append(ToolRecord(turn=row.turn, **told))
+        self._records.tools.append(
+            ToolRecord(
+                turn=row.turn,
+                call_id=event.call_id,
+                name=event.name,
+                arguments=event.arguments,
+                output=event.output,
+                started_at=event.started_at,
+                duration_ms=event.duration_ms,
+                approval=event.approval,
+                status=event.status,
+            )
+        )
 
     def _turn_ended(self, event: TurnEnded) -> None:
         row = self._turn

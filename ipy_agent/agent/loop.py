@@ -183,7 +183,8 @@ async def _turn(
         return response
     finally:
         await early.close()
-        hear(ItemsAdded(items=conversation.settle("not run")))
+        if unanswered := conversation.settle("not run"):
+            hear(ItemsAdded(items=unanswered))
         hear(TurnEnded(status=status, said=conversation.items))
 
 
