@@ -175,17 +175,25 @@ def _bench(options: argparse.Namespace) -> None:
     from ipy_agent import bench  # noqa: PLC0415
     from ipy_agent.planning import endpoint_of  # noqa: PLC0415
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its servers are ended, too
+    endpoint = endpoint_of(options.endpoint, model=options.model, key_env=options.key_env)
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-    outcome = bench.run(
-        endpoint_of(options.endpoint, model=options.model, key_env=options.key_env),
-        turns=options.turns,
-        rounds=options.rounds,
-        chars=options.chars,
-        modes=options.modes,
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{options.out} cannot be made: {error.strerror}") from None
+    # It has servers of its own: they are to end with it, whoever ends it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcome = bench.run(
+            endpoint,
+            turns=options.turns,
+            rounds=options.rounds,
+            chars=options.chars,
+            modes=options.modes,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(outcome.text())
     if options.out is not None:
         outcome.write(options.out)

@@ -94,9 +94,9 @@ def run(
             target = dataclasses.replace(endpoint, model=None) if local else endpoint
             # One by one: what was added stays, also when the next one is interrupted.
             loops.extend(_measured(course, rounds, present, target, places, tell))
-    except Interrupted:
+    except KeyboardInterrupt:
         if not any(loop.turns for loop in loops):
-            raise
+            raise Interrupted("interrupted") from None
         tell("interrupted: this is what was measured until then")
     loops.sort(key=lambda loop: list(MODES).index(loop.mode))
     return Outcome(loops, course, endpoint)
