@@ -139,7 +139,7 @@ def test_the_tool_is_the_benchs_own(serve):
 
 def test_what_an_endpoint_has_not_is_a_row_with_a_reason(served):
     """The cache of somebody else's server cannot be switched off, nor is it known to store."""
-    outcome = bench.run(served(pages(6)), turns=3, rounds=1)
+    outcome = bench.run(served(pages(8)), turns=3, rounds=1)
     first = outcome.turns.groupby("mode", sort=False).first()
 
     assert list(first.index) == list(MODES)
@@ -159,7 +159,7 @@ def test_what_an_endpoint_has_not_is_a_row_with_a_reason(served):
 
 def test_an_endpoint_that_stores_has_that_mode(served):
     """As soon as its row in the table of endpoints says so."""
-    endpoint = dataclasses.replace(served(pages(3)), stores=True)
+    endpoint = dataclasses.replace(served(pages(4)), stores=True)
     turns = bench.run(endpoint, turns=3, rounds=1, modes=["http-stored"]).turns
 
     assert turns["held_items"].tolist() == [0, 2, 4]
@@ -225,16 +225,25 @@ def test_an_endpoint_that_is_not_there_is_one_line(unused_port):
     assert len(failed.value.line.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("script", "called"), [([{"text": "no"}], 0), ([*pages(1)], 1)])
+@pytest.mark.parametrize(("script", "called"), [(pages(2), 0), (pages(3), 1), (pages(1) * 9, 4)])
 def test_a_model_that_calls_no_tool_is_told(served, script, called):
-    """Before anything was measured this ends the bench."""
-    with pytest.raises(AgentError, match=f"called the tool in {called} of 3 turns: take a model"):
-        bench.run(served(script), turns=3)
+    """Or stops to, or makes the same call over and over: at first this ends the bench."""
+    with pytest.raises(AgentError, match=f"called the tool in {called} of 6 turns: take a model"):
+        bench.run(served(script), turns=6)
+
+
+def test_a_model_that_calls_none_at_all_is_told_by_one_turn(served):
+    """No loop was begun by then."""
+    told = []
+    with pytest.raises(AgentError, match=r"called the tool in 0 of 1 turns: .* \(-m MODEL\)"):
+        bench.run(served([{"text": "no"}]), tell=told.append)
+
+    assert told[1:] == ["warm-up, http-cache …"]
 
 
 def test_a_later_loop_that_fails_is_a_row(served):
     """What was measured before it stays, and so does what comes after it."""
-    outcome = bench.run(served(pages(3)), turns=3, rounds=2, modes=["websocket"])
+    outcome = bench.run(served(pages(4)), turns=3, rounds=2, modes=["websocket"])
     turns = outcome.turns
 
     assert turns["round"].tolist() == [1, 1, 1, 2]
@@ -265,7 +274,7 @@ def interrupting(at):
     begun = []
 
     def tell(line):
-        if line.endswith("…"):
+        if line.startswith("round") and line.endswith("…"):
             begun.append(line)
             if len(begun) == at:
                 raise KeyboardInterrupt

@@ -363,7 +363,7 @@ PAGE = {"tool_calls": [{"name": "page", "arguments": {"number": 1}}]}
 def test_bench_prints_its_summary_and_writes_its_figures(ended, environment, tmp_path):
     """What goes on is on standard error; the folder is made, and holds frames and a picture."""
     script, out = tmp_path / "script.json", tmp_path / "new" / "out"
-    script.write_text(json.dumps([PAGE] * 8), "utf-8")
+    script.write_text(json.dumps([PAGE] * 10), "utf-8")
     with serving(environment, "--script", str(script)) as (_, line):
         options = ["--endpoint", line.split()[-1], "--key-env", "MINE", "--out", str(out)]
         options += ["--turns", "2", "--rounds", "2"]
@@ -409,12 +409,12 @@ def test_a_bench_that_is_ended_ends_its_servers(environment, tmp_path):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as bench:
-        begun = [bench.stderr.readline() for _ in range(2)]
+        begun = [bench.stderr.readline() for _ in range(3)]
         bench.send_signal(signal.SIGTERM)
         rest = bench.stderr.read()
         pids = bench.stdout.read().split()
 
-    assert begun[1] == "round 1 of 3, websocket …\n"
+    assert begun[2] == "round 1 of 3, websocket …\n"
     assert (bench.returncode, rest.splitlines()[-1]) == (1, "ipy-agent: interrupted")
     assert pids
     for pid in pids:

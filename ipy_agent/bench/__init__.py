@@ -128,34 +128,41 @@ def _measured(
     places: dict[Cache, Locate],
     tell: Tell,
 ) -> Iterator[Loop]:
-    """Yield each loop as it is done; a mode that turns out not to be there comes once."""
-    for locate in places.values():  # the weights are read, before anybody measures
-        loop(course._replace(turns=1), ("http", MODES["http"]), endpoint, locate, tell)
-    left, began = list(modes), False
-    for number in range(1, rounds + 1):
-        first = (number - 1) % max(1, len(modes))
-        for name in [*modes][first:] + [*modes][:first]:
-            if name not in left:
-                continue
-            place = f"round {number} of {rounds}, {name}"
-            tell(f"{place} …")
-            locate = places.get(modes[name].cache, local_address)
-            try:
-                done = loop(course, (name, modes[name]), endpoint, locate, tell)
-            except Lacking as error:
-                left.remove(name)
-                yield Loop(mode=name, reason=str(error))
-                continue
-            except Interrupted:
+    """Yield each loop as it is done; a mode that turns out not to be there comes once.
+
+    Before the first round there is a turn in each mode that nobody measures: what loads late is
+    loaded then, and what is not there is known early.
+    """
+    gone, began = set(), False
+    for number, name in _order(rounds, list(modes)):
+        if name in gone:
+            continue
+        place = f"round {number} of {rounds}, {name}" if number else f"warm-up, {name}"
+        tell(f"{place} …")
+        locate = places.get(modes[name].cache, local_address)
+        each = course if number else course._replace(turns=1)
+        try:
+            done = loop(each, (name, modes[name]), endpoint, locate, tell)
+        except Lacking as error:
+            gone.add(name)
+            yield Loop(mode=name, reason=str(error))
+            continue
+        except AgentError as error:
+            if isinstance(error, Interrupted) or not began:
                 raise
-            except AgentError as error:
-                if not began:
-                    raise
-                yield Loop(mode=name, round=number, reason=str(error))
-                continue
+            yield Loop(mode=name, round=number, reason=str(error))
+            continue
+        if number:
             began = True
             tell(f"{place}: {course.turns} turns in {(done.elapsed_ms or 0) / 1_000:,.1f} s")
             yield msgspec.structs.replace(done, round=number)
+
+
+def _order(rounds: int, modes: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield the loops as they follow each other: a round's number and a mode, 0 for the warm-up."""
+    for number in range(rounds + 1):
+        first = max(0, number - 1) % max(1, len(modes))
+        yield from ((number, name) for name in (*modes[first:], *modes[:first]))
 
 
 @contextlib.contextmanager

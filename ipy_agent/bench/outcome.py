@@ -94,7 +94,8 @@ class Outcome:
         """Return the same as HTML."""
         table = comparison.shown(self.loops).to_html(border=0)
         lines = "<br>".join(map(rendering.escape, [*self.notes, self.facts]))
-        return f'{table}<p style="font-size:12px">{lines}</p>'
+        wide = "white-space:nowrap;overflow-x:auto"
+        return f'<div style="{wide}">{table}</div><p style="font-size:12px">{lines}</p>'
 
     def write(self, folder: Path) -> None:
         """Write frames, summary and picture into a folder, the picture last.

@@ -7,6 +7,7 @@ Rule 2: no global state of matplotlib is touched: no pyplot, no style that stays
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["plot"]
+
+WIDTH = 130
+"""How many characters of the facts have room below the figure."""
 
 
 class _Panel(NamedTuple):
@@ -74,7 +78,7 @@ def plot(loops: Sequence[Loop], modes: Sequence[str], facts: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=len(drawn), frameon=False)
-    figure.supxlabel(facts, fontsize="x-small", color="#555")
+    figure.supxlabel("\n".join(textwrap.wrap(facts, WIDTH)), fontsize="small", color="#555")
     return figure
 
 

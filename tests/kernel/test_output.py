@@ -173,7 +173,7 @@ def test_the_board_and_the_plot_are_outputs_that_stay(kernel, serve):
 def test_a_bench_is_a_frame_with_its_picture_and_summary(kernel, serve):
     """Its line of progress gives way, and what it returns is the turns; the session has no part."""
     page = {"tool_calls": [{"name": "page", "arguments": {"number": 1}}]}
-    kernel.run(serve(*[page] * 8))
+    kernel.run(serve(*[page] * 10))
     rows = "len(ipy_agent.session().turns)"
     before = kernel.run(f"import ipy_agent\n{rows}").value
     ran = kernel.run("df = %agent bench --turns 2 --rounds 2")
@@ -195,17 +195,19 @@ def test_a_bench_that_is_interrupted_shows_what_it_has(kernel, serve):
     """Loops that were complete are in the frame; before the first one the cell is interrupted."""
     page = {"tool_calls": [{"name": "page", "arguments": {"number": 1}}]}
 
-    def hangs(mode):
-        return lambda cell: f", {mode} …" in str(cell.displays)
+    def hangs(loop):
+        return lambda cell: f"{loop} …" in str(cell.displays)
 
-    kernel.run(serve(page, page, {"text": "", "then": "hang"}))
-    some = kernel.run("df = %agent bench --turns 2", when=hangs("websocket"), do=kernel.interrupt)
+    kernel.run(serve(page, page, page, page, {"text": "", "then": "hang"}))
+    some = kernel.run(
+        "df = %agent bench --turns 2", when=hangs("round 1 of 3, websocket"), do=kernel.interrupt
+    )
     assert some.status == "ok"
     assert some.displays[0]["text/plain"].startswith("interrupted: ")
     assert kernel.run("df['mode'].tolist()[1:3]").value == "['http-cache', 'http-cache']"
 
     kernel.run(serve({"text": "", "then": "hang"}))
-    none = kernel.run("df = %agent bench", when=hangs("http-cache"), do=kernel.interrupt)
+    none = kernel.run("df = %agent bench", when=hangs("warm-up, http-cache"), do=kernel.interrupt)
     assert none.status == "error"
     assert none.error == "Interrupted: interrupted"
 
