@@ -113,7 +113,8 @@ def test_two_at_once_start_one(folder):
     assert starts(folder) == 1
 
 
-def test_a_folder_has_a_server_of_its_own(folder, tmp_path):
+@pytest.mark.usefixtures("folder")
+def test_a_folder_has_a_server_of_its_own(tmp_path):
     """Nobody finds it elsewhere, and it ends with whoever started it: the others stay."""
     own = tmp_path / "own"
     own.mkdir(mode=0o700)
