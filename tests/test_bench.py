@@ -52,7 +52,11 @@ def serve(monkeypatch, tmp_path):
     script = tmp_path / "script.json"
     script.write_text(json.dumps(pages(99)), "utf-8")
     command = [sys.executable, "-m", "ipy_agent", "serve", "--engine", "scripted"]
-    return [*command, "--script", str(script)]
+    yield [*command, "--script", str(script)]
+    for server in servers._started:
+        server.kill()
+        server.wait()
+    servers._started.clear()
 
 
 def row(turn, **more):
@@ -455,13 +459,13 @@ def test_a_real_model_has_every_mode(figure, monkeypatch, tmp_path):
         pytest.skip(str(missing))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    outcome = bench.run(LOCAL, model="smollm2-135m-instruct", turns=3)
+    outcome = bench.run(LOCAL, model="smollm2-135m-instruct", turns=2)
     turns = outcome.turns
 
     figure(outcome.text())
-    assert turns.groupby("mode").size().to_dict() == dict.fromkeys(MODES, 3)
+    assert turns.groupby("mode").size().to_dict() == dict.fromkeys(MODES, 2)
     cached = turns.pivot_table("cached_tokens", "mode", "turn")
     assert (cached[1] < 10).all()
     assert (cached.loc["http"] == 0).all()
-    assert (cached.drop("http")[[2, 3]] > 200).all(axis=None)
+    assert (cached.drop("http")[2] > 200).all()
     assert servers._started == []

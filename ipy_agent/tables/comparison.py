@@ -135,6 +135,10 @@ def _spread_of(name: str, says: Callable[[float], str], unit: float = 1.0) -> _S
     return text
 
 
+def _seconds(value: float) -> str:
+    return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004 (three digits)
+
+
 def _one(name: str, says: Callable[[Any], str]) -> _Says:
     return lambda row: None if row.get(name) is None else says(row[name])
 
@@ -143,7 +147,7 @@ _Says = Callable[[Mapping[str, Any]], str | None]
 _SHOWN: dict[str, _Says] = {
     "mode": _one("mode", str),
     "loops": _one("rounds", str),
-    "seconds a loop": _spread_of("loop_ms", "{:,.1f}".format, 1_000),
+    "seconds a loop": _spread_of("loop_ms", _seconds, 1_000),
     "ms a turn": _spread_of("latency_ms", count),
     "ms to first token": _spread_of("ttft_ms", count),
     "sent a turn": _spread_of("sent_bytes", size),
