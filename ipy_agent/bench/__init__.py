@@ -38,6 +38,9 @@ CHARS, LOCAL_CHARS = 4_000, 120
 """Without a cache a local model reads all of a conversation anew in each turn: of twenty turns,
 minutes. So on `local` one round, and short outputs, unless more is asked for."""
 
+IDLE_SECONDS = 4 * 3_600
+"""While one server is measured the other waits, and a loop without a cache can take long."""
+
 _SERVE = (sys.executable, "-m", "ipy_agent", "serve")
 
 Tell = Callable[[str], None]
@@ -189,7 +192,9 @@ def _own_server(command: Sequence[str], wanted: str | None) -> Iterator[Locate]:
 
         async def locate(notice: Tell, **_: Any) -> tuple[str, Secret | None]:
             # The requests name no model, since a file has another name than its path.
-            found = await local_server(notice, model=wanted, command=command, folder=folder)
+            found = await local_server(
+                notice, model=wanted, command=command, folder=folder, idle_exit=IDLE_SECONDS
+            )
             return found.url, found.token
 
         try:

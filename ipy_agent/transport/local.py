@@ -111,6 +111,7 @@ async def local_server(
     python: str = sys.executable,
     command: Sequence[str] | None = None,
     folder: Path | None = None,
+    idle_exit: float = IDLE_EXIT_SECONDS,
 ) -> Local:
     """Return the user's local server, or a folder's own; start one if there is none.
 
@@ -124,6 +125,7 @@ async def local_server(
             belong to its being shared are added.
         folder: where its file, its lock and its log are; by default the runtime folder, where
             all kernels find it.
+        idle_exit: seconds after which a new server ends that nobody uses.
 
     Raises:
         ConnectionFailed: the server ended before it was ready; says why.
@@ -138,7 +140,7 @@ async def local_server(
             return found
         file.unlink(missing_ok=True)
         words = [*(command or (python, "-m", "ipy_agent", "serve"))]
-        words += ["--port", "0", "--idle-exit", str(IDLE_EXIT_SECONDS), "--runtime-file", str(file)]
+        words += ["--port", "0", "--idle-exit", str(idle_exit), "--runtime-file", str(file)]
         try:
             server = _start([*words, *(("--model", model) if model else ())], told.log)
         except OSError as error:

@@ -114,6 +114,15 @@ def test_two_at_once_start_one(folder):
 
 
 @pytest.mark.usefixtures("folder")
+def test_a_server_is_told_how_long_it_may_be_idle():
+    """Usually a quarter of an hour; where something else is to be done in between, longer."""
+    found(idle_exit=7_000)
+
+    words = module._started[0].args
+    assert words[words.index("--idle-exit") + 1] == "7000"
+
+
+@pytest.mark.usefixtures("folder")
 def test_a_folder_has_a_server_of_its_own(tmp_path):
     """Nobody finds it elsewhere, and it ends with whoever started it: the others stay."""
     own = tmp_path / "own"
