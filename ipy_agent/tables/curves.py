@@ -78,7 +78,11 @@ def plot(loops: Sequence[Loop], modes: Sequence[str], facts: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=len(drawn), frameon=False)
-    figure.supxlabel("\n".join(textwrap.wrap(facts, WIDTH)), fontsize="small", color="#555")
+    figure.supxlabel(
+        "\n".join(textwrap.wrap(facts, WIDTH, break_on_hyphens=False)),
+        fontsize="small",
+        color="#555",
+    )
     return figure
 
 
