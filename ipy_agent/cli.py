@@ -1,4 +1,4 @@
-"""The command line: `ipy-agent demo | serve | model | install | doctor`.
+"""The command line: `ipy-agent demo | serve | bench | model | install | doctor`.
 
 Exit codes: 0 done, 1 the job failed (one line why on stderr), 2 wrong usage.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--runtime-file", type=Path, help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
+
+    bench = commands.add_parser("bench", help="measure WebSocket against HTTP in a tool loop")
+    bench.add_argument("--endpoint", metavar="NAME|URL", help="the environment's, unless named")
+    bench.add_argument("-m", "--model", help="the endpoint's own, unless named")
+    bench.add_argument("--key-env", metavar="NAME", help="the variable that holds the key")
+    bench.add_argument("--turns", type=_above_zero(int), help="turns of a loop (20)")
+    bench.add_argument("--rounds", type=_above_zero(int), help="loops of each mode (3; local 1)")
+    bench.add_argument(
+        "--chars", type=_above_zero(int), help="characters of a tool's output (4000; local 120)"
+    )
+    bench.add_argument("--modes", nargs="+", metavar="MODE", help="some of the modes only")
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="write turns and picture there")
+    bench.set_defaults(run=_bench)
 
     model = commands.add_parser("model", help="get a model's weights")
     actions = model.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -155,6 +169,34 @@ def _engine(options: argparse.Namespace) -> Engine:
     file = weights.pull(wanted, weights.progress_bar(sys.stderr))
     name = next((known.name for known in weights.MODELS if known.file == file.name), file.stem)
     return LlamaEngine(file, name=name, slots=options.slots, cache=options.cache != "off")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from ipy_agent import bench  # noqa: PLC0415
+    from ipy_agent.planning import endpoint_of  # noqa: PLC0415
+
+    endpoint = endpoint_of(options.endpoint, model=options.model, key_env=options.key_env)
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{options.out} cannot be made: {error.strerror}") from None
+    # It has servers of its own: they are to end with it, whoever ends it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcome = bench.run(
+            endpoint,
+            turns=options.turns,
+            rounds=options.rounds,
+            chars=options.chars,
+            modes=options.modes,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    print(outcome.text())
+    if options.out is not None:
+        outcome.write(options.out)
 
 
 def _pull(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ by a space the rest would go out all the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Planner:
         settings: the user's.
         endpoint: where runs go unless one says otherwise.
         key: what the prompt cache routes by, unless that is set.
+        tools: the tools that there are.
 
     Attributes:
         settings: can be replaced by others.
@@ -41,10 +42,13 @@ class Planner:
         key: so can this.
     """
 
-    def __init__(self, settings: Settings, endpoint: Endpoint, key: str) -> None:
+    def __init__(
+        self, settings: Settings, endpoint: Endpoint, key: str, tools: Mapping[str, Tool] = TOOLS
+    ) -> None:
         self.settings = settings
         self.endpoint = endpoint
         self.key = key
+        self._tools = tools
         self._fields = Fields({})
 
     def plan(
@@ -84,7 +88,7 @@ class Planner:
         settings = self.settings.replace(**{k: v for k, v in changes.items() if v is not None})
         target = self.endpoint if endpoint is None else endpoint_of(endpoint)
         shape = schema if schema is None or isinstance(schema, Shape) else shape_of(schema)
-        tools = offered(TOOLS, settings.tools, target.hidden_tools)
+        tools = offered(self._tools, settings.tools, target.hidden_tools)
         return Plan(
             prompt=prompt.encode("utf-8", "replace").decode(),
             pictures=_pictures(images, target),
@@ -99,7 +103,7 @@ class Planner:
     @property
     def toolbox(self) -> dict[str, Tool]:
         """The tools on offer, by name."""
-        return offered(TOOLS, self.settings.tools, self.endpoint.hidden_tools)
+        return offered(self._tools, self.settings.tools, self.endpoint.hidden_tools)
 
     @property
     def fields(self) -> Fields:

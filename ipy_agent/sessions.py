@@ -11,7 +11,7 @@ Rule 2: what concerns all branches waits until none has a run.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from ipy_agent.agent.notes import Notes
 from ipy_agent.agent.outline import drawn
 from ipy_agent.agent.plan import Tell
 from ipy_agent.agent.runs import Front, Quiet, attend
-from ipy_agent.agent.tools import Tool
+from ipy_agent.agent.tools import TOOLS, Tool
 from ipy_agent.agent.tree import Run
 from ipy_agent.answers import Answer
 from ipy_agent.connections import Connections
@@ -74,6 +74,7 @@ class Session:
         endpoint: a preset's name, a base URL or an `Endpoint`; by default what the
             environment asks for.
         transport: another way to answers, such as a `ScriptedTransport`.
+        toolbox: the tools that there are; by default those of this process.
         settings: any setting by name, such as `mode="auto"`; each is an attribute too.
 
     Attributes:
@@ -108,12 +109,13 @@ class Session:
         endpoint: str | Endpoint | None = None,
         *,
         transport: Transport | Way = "auto",
+        toolbox: Mapping[str, Tool] = TOOLS,
         **settings: Any,
     ) -> None:
         self.id: str = new_id()
         way = transport if isinstance(transport, str) else "auto"
         chosen = Settings().replace(transport=way, **settings)
-        self._planner = Planner(chosen, endpoint_of(endpoint), self.id)
+        self._planner = Planner(chosen, endpoint_of(endpoint), self.id, toolbox)
         self.records = Recorder()
         self._connections = Connections()
         if not isinstance(transport, str):

@@ -105,6 +105,9 @@ def serving(environment, *more):
         ["install", "--undo"],
         ["install", "--user", "--sys-prefix"],
         ["doctor", "now"],
+        ["bench", "--turns", "0"],
+        ["bench", "--rounds", "some"],
+        ["bench", "--modes"],
         ["--fly"],
     ],
 )
@@ -122,7 +125,13 @@ def test_wrong_usage_ends_with_2(capsys, arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["serve", "--help"], ["model", "pull", "--help"], ["install", "--help"]],
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["model", "pull", "--help"],
+        ["install", "--help"],
+        ["bench", "--help"],
+    ],
 )
 def test_help_ends_with_0(capsys, arguments):
     """It is on standard output."""
@@ -346,6 +355,89 @@ def test_doctor_ends_with_1_and_the_reason(ended, unused_port):
     assert errors.startswith("ipy-agent: no agent can work here yet: 127.0.0.1:")
     assert len(errors.splitlines()) == 1
     assert TOKEN not in out + errors
+
+
+PAGE = {"tool_calls": [{"name": "page", "arguments": {"number": 1}}]}
+
+
+def test_bench_prints_its_summary_and_writes_its_figures(ended, environment, tmp_path):
+    """What goes on is on standard error; the folder is made, and holds frames and a picture."""
+    script, out = tmp_path / "script.json", tmp_path / "new" / "out"
+    script.write_text(json.dumps([PAGE] * 10), "utf-8")
+    with serving(environment, "--script", str(script)) as (_, line):
+        options = ["--endpoint", line.split()[-1], "--key-env", "MINE", "--out", str(out)]
+        options += ["--turns", "2", "--rounds", "2"]
+        code, said, errors = ended("-m", "ipy_agent", "bench", *options, MINE=TOKEN)
+
+    assert (code, said == (out / "summary.txt").read_text("utf-8")) == (0, True)
+    assert "websocket: NA" not in said
+    assert "http: NA, the prompt cache of 127.0.0.1:" in said
+    assert "round 2 of 2, websocket: 2 turns in " in errors
+    assert len((out / "turns.csv").read_text("utf-8").splitlines()) == 1 + 2 + 8
+    assert (out / "turns.png").read_bytes().startswith(b"\x89PNG")
+    assert TOKEN not in said + errors
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--modes", "pigeon"], 2, "'pigeon' is no mode: there are http,"),
+        (["--out", "/dev/null/out"], 2, "/dev/null/out cannot be made: Not a directory"),
+        (["--endpoint", "nowhere"], 2, "'nowhere' is no endpoint"),
+        (["--endpoint", "http://127.0.0.1:{port}/v1"], 1, "127.0.0.1:{port}"),
+    ],
+)
+def test_a_bench_that_cannot_be_is_one_line(capsys, unused_port, options, code, said):
+    """2 for what was typed wrong, 1 for an endpoint where nobody answers."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["bench", *(option.format(port=unused_port) for option in options)]) == code
+    assert signal.getsignal(signal.SIGTERM) == before
+
+    told = capsys.readouterr()
+    assert told.out == ""
+    last = told.err.splitlines()[-1]
+    assert last.startswith("ipy-agent: ")
+    assert said.format(port=unused_port) in last
+    assert told.err.count("ipy-agent: ") == 1
+
+
+def test_a_bench_that_is_ended_ends_its_servers(environment, tmp_path):
+    """SIGTERM is as Ctrl-C: a line, and no server is left."""
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps([PAGE, {**PAGE, "then": "hang"}]), "utf-8")
+    command = [sys.executable, "-c", HANGING, str(script)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as bench:
+        begun = [bench.stderr.readline() for _ in range(3)]
+        bench.send_signal(signal.SIGTERM)
+        rest = bench.stderr.read()
+        pids = bench.stdout.read().split()
+
+    assert begun[2] == "round 1 of 3, websocket …\n"
+    assert (bench.returncode, rest.splitlines()[-1]) == (1, "ipy-agent: interrupted")
+    assert pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+HANGING = """
+import sys
+from functools import partial
+from ipy_agent import bench, cli
+from ipy_agent.transport import local
+
+def told(folder, end=local.end_server):
+    print(*(server.pid for server in local._started), flush=True)
+    end(folder)
+
+bench.end_server = told
+serve = [sys.executable, "-m", "ipy_agent", "serve", "--engine", "scripted", "--script"]
+bench.run = partial(bench.run, serve=[*serve, sys.argv[1]])
+command = ["bench", "--endpoint", "local", "--modes", "websocket", "--rounds", "3"]
+sys.exit(cli.main(command))
+"""
 
 
 def test_an_interrupt_ends_with_1_and_a_line(capsys, monkeypatch):

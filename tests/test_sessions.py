@@ -16,7 +16,7 @@ import ipy_agent
 from ipy_agent import sessions
 from ipy_agent.agent.branches import Branches
 from ipy_agent.agent.runs import Quiet
-from ipy_agent.agent.tools import TOOLS
+from ipy_agent.agent.tools import TOOLS, tool_of
 from ipy_agent.background import Background
 from ipy_agent.endpoints import Endpoint, Limits
 from ipy_agent.errors import (
@@ -366,6 +366,23 @@ def test_fields_are_one_object_while_nothing_changes(scripted):
 
 
 @pytest.mark.usefixtures("tools")
+def test_a_session_may_have_tools_of_its_own(scripted):
+    """Those of the process are then not on offer, and a name may be taken twice."""
+
+    def act(x: int) -> str:
+        """Act."""
+        return f"did {x}"
+
+    ipy_agent.tool(act)
+    own = tool_of(lambda: "my own", name="act", description="Act.")
+    session = scripted([CALL, {"text": "done"}], toolbox={"act": own}, mode="auto")
+    session.run("go")
+
+    assert session.toolbox == {"act": own}
+    assert list(session.tools["output"]) == ["my own"]
+    assert TOOLS["act"].function is act
+
+
 def test_tools_are_offered_by_name(scripted):
     """A name that is not there is told before anything is sent."""
 

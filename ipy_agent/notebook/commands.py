@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from argparse import SUPPRESS, ArgumentTypeError, Namespace
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.magic_arguments import MagicArgumentParser
-from IPython.core.pylabtools import print_figure
 
 from ipy_agent.agent.approval import Verdict, verdict
 from ipy_agent.agent.budget import KINDS, Used
 from ipy_agent.agent.tools import Tool
 from ipy_agent.errors import UsageError
 from ipy_agent.notebook import journals
+from ipy_agent.notebook.figures import have_shown
 from ipy_agent.rendering import plain
 from ipy_agent.settings import CONTEXTS, MODES, TRANSPORTS, Settings
 
@@ -76,12 +75,14 @@ def _plot(magics: Magics, _: Namespace) -> Any:
     from ipy_agent.tables.plot import plot  # noqa: PLC0415 (tables come with a use)
 
     figure = plot(magics.session.records)
-    png = magics.shell.display_formatter.formatters["image/png"]
-    try:
-        png.lookup_by_type(type(figure))
-    except KeyError:  # pyplot has not told the shell how a figure is shown
-        png.for_type(type(figure), partial(print_figure, base64=True))
+    have_shown(magics.shell, type(figure))
     return figure
+
+
+def _bench(magics: Magics, options: Namespace) -> Any:
+    from ipy_agent.notebook import bench  # noqa: PLC0415 (it is seldom called)
+
+    return bench.measured(magics.shell, magics.session, options)
 
 
 def _connect(magics: Magics, options: Namespace) -> None:
@@ -231,6 +232,7 @@ COMMANDS: dict[str | None, Callable[[Magics, Namespace], Any]] = {
     "resume": lambda magics, options: journals.resume(
         magics.session, options.id, magics.shell.user_ns, copy=options.copy
     ),
+    "bench": _bench,
     "doctor": _doctor,
 }
 
@@ -259,6 +261,9 @@ def _line() -> MagicArgumentParser:
     made["export"].add_argument("path")
     made["export"].add_argument("--table", default="turns")
     made["export"].add_argument("--defuse", action="store_true")
+    for amount in ("turns", "rounds", "chars"):
+        made["bench"].add_argument(f"--{amount}", type=int, metavar="N")
+    made["bench"].add_argument("--modes", nargs="+", metavar="MODE")
     made["resume"].add_argument("id", metavar="ID")
     made["resume"].add_argument("--copy", action="store_true")
     return parser

@@ -7,11 +7,14 @@ drawn, and `--image` is there for it.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
+
+from IPython.core.pylabtools import print_figure
 
 from ipy_agent.notebook.literals import library
 
-__all__ = ["drawable"]
+__all__ = ["drawable", "have_shown"]
 
 _PICTURES = (
     ("matplotlib.figure", "Figure"),
@@ -30,3 +33,12 @@ def drawable(value: Any) -> Any | None:
         if known is not None and issubclass(kind, known) and module.startswith(f"{home}."):
             return value if name == "Image" else value.figure.figure
     return None
+
+
+def have_shown(shell: Any, figure: type) -> None:
+    """Have a shell show figures of a type as pictures, if nothing has told it how before."""
+    png = shell.display_formatter.formatters["image/png"]
+    try:
+        png.lookup_by_type(figure)
+    except KeyError:  # which is what pyplot does when it is loaded
+        png.for_type(figure, partial(print_figure, base64=True))

@@ -159,6 +159,8 @@ class AgentMagics(Magics):
                                             that a spreadsheet would calculate get a ' in a .csv
         %agent sessions                     those that were kept on disk
         %agent resume ID [--copy]           go on with one of them, or with a copy
+        %agent bench [--turns N] [--rounds N] [--chars N] [--modes MODE ...]
+                                            WebSocket against HTTP in a tool loop, as a DataFrame
         %agent doctor                       what works here, and what to do about what does not
         """
         from ipy_agent.notebook import commands, options  # noqa: PLC0415 (rule 1)

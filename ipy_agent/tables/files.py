@@ -24,7 +24,7 @@ from ipy_agent.tables.frames import FRAMES
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["export"]
+__all__ = ["csv", "export", "write"]
 
 
 def export(
@@ -57,7 +57,7 @@ def export(
     if defuse and suffix != ".csv":
         raise UsageError(f"there are no formulas in {place.name!r}: defuse is for .csv")
     if defuse:
-        content = _csv(_defused(FRAMES[table](records)))
+        content = csv(_defused(FRAMES[table](records)))
     elif suffix in _ONE:
         content = _ONE[suffix](FRAMES[table](records))
     elif suffix in _ALL:
@@ -65,11 +65,16 @@ def export(
     else:
         known = ", ".join([*_ONE, *_ALL])
         raise UsageError(f"{place.name!r} names no format: end it in one of {known}")
-    _write(place, content)
+    write(place, content)
     return place
 
 
-def _write(place: Path, content: bytes) -> None:
+def write(place: Path, content: bytes) -> None:
+    """Put a file there.
+
+    Raises:
+        AgentError: the disk refused.
+    """
     beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     try:
         beside.write_bytes(content)
@@ -91,7 +96,8 @@ def _parquet(frame: DataFrame) -> bytes:
     return file.getvalue()
 
 
-def _csv(frame: DataFrame) -> bytes:
+def csv(frame: DataFrame) -> bytes:
+    """Return a frame as CSV."""
     # as RFC 4180 has it; and with another end of a line, one in a text would not be quoted
     return frame.to_csv(index=False, lineterminator="\r\n").encode()
 
@@ -128,7 +134,7 @@ def _encode(value: Any) -> bytes:
 
 _ONE: dict[str, Callable[[DataFrame], bytes]] = {
     ".parquet": _parquet,
-    ".csv": _csv,
+    ".csv": csv,
     ".jsonl": _jsonl,
 }
 _ALL: dict[str, Callable[[Recorder], bytes]] = {

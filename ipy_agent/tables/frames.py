@@ -17,7 +17,7 @@ from __future__ import annotations
 import collections
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,7 +31,7 @@ from ipy_agent.tables.prices import cost_usd
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["COLUMNS", "FRAMES", "cells", "messages", "tools", "turns"]
+__all__ = ["COLUMNS", "FRAMES", "cells", "framed", "messages", "tools", "turn_values", "turns"]
 
 TIME = "datetime64[us, UTC]"
 
@@ -122,7 +122,7 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 def turns(records: Recorder) -> DataFrame:
     """Return one row a turn that ended."""
-    return _frame("turns", [_turn(row) for row in ended(records.turns)])
+    return framed(COLUMNS["turns"], map(turn_values, ended(records.turns)))
 
 
 def cells(records: Recorder) -> DataFrame:
@@ -131,8 +131,8 @@ def cells(records: Recorder) -> DataFrame:
     for row in ended(records.turns):
         own[row.cell].append(row)
     calls = collections.Counter(call.turn for call in list(records.tools))
-    return _frame(
-        "cells",
+    return framed(
+        COLUMNS["cells"],
         [
             _cell(cell, own[cell.cell], sum(calls[row.turn] for row in own[cell.cell]))
             for cell in ended(records.cells)
@@ -142,14 +142,14 @@ def cells(records: Recorder) -> DataFrame:
 
 def tools(records: Recorder) -> DataFrame:
     """Return one row a tool call."""
-    return _frame("tools", [msgspec.structs.asdict(row) for row in list(records.tools)])
+    return framed(COLUMNS["tools"], map(msgspec.structs.asdict, list(records.tools)))
 
 
 def messages(records: Recorder) -> DataFrame:
     """Return one row an item of the conversation, in the order in which they came."""
     told = enumerate(list(records.messages), 1)
-    return _frame(
-        "messages",
+    return framed(
+        COLUMNS["messages"],
         [
             {"message": number, "cell": row.cell, "turn": row.turn, "branch": row.branch}
             | _message(row.item)
@@ -171,7 +171,8 @@ def ended(rows: Iterable[Any]) -> list[Any]:
     return [row for row in list(rows) if row.status != "running"]
 
 
-def _turn(row: TurnRecord) -> dict[str, Any]:
+def turn_values(row: TurnRecord) -> dict[str, Any]:
+    """Return what a turn has in the columns of `turns`."""
     return msgspec.structs.asdict(row) | {
         "hit_rate": share(row.cached_tokens, row.input_tokens),
         "cost_usd": cost_usd(row),
@@ -243,14 +244,15 @@ def _pandas() -> Any:
     return pd
 
 
-def _frame(table: str, rows: list[dict[str, Any]]) -> DataFrame:
-    pd = _pandas()
+def framed(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> DataFrame:
+    """Return rows as a frame of columns with their dtypes; what a row does not say is NA."""
+    pd, rows = _pandas(), list(rows)
     learn()
-    columns: dict[str, Any] = {}
-    for name, dtype in COLUMNS[table].items():
+    made: dict[str, Any] = {}
+    for name, dtype in columns.items():
         kind: Any = dtype
-        columns[name] = pd.array([_MENDED[dtype](row.get(name)) for row in rows], dtype=kind)
-    frame: DataFrame = pd.DataFrame(columns)
+        made[name] = pd.array([_MENDED[dtype](row.get(name)) for row in rows], dtype=kind)
+    frame: DataFrame = pd.DataFrame(made)
     return frame
 
 

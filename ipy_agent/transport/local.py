@@ -30,15 +30,17 @@ from ipy_agent.errors import ConnectionFailed
 from ipy_agent.secrets import Secret, clean_environment
 from ipy_agent.transport.runtime import is_held, private_file, put_private, runtime_folder
 
-__all__ = ["TOKEN_VARIABLE", "Local", "local_server"]
+__all__ = ["TOKEN_VARIABLE", "Local", "end_server", "local_server"]
 
 IDLE_EXIT_SECONDS = 900
 POLL_SECONDS = 0.1
 NOTICE_SECONDS = 1.0
+END_SECONDS = 5.0
 HEALTH_SECONDS = 2.0
 
 TOKEN_VARIABLE = "IPY_AGENT_SERVER_TOKEN"  # noqa: S105 (its name)
 """What the user gives a server as its token. It is the one secret that a server is to know."""
+FILE = "server.json"
 _LOG_TAIL = 4096
 
 _started: list[subprocess.Popen[bytes]] = []
@@ -108,8 +110,10 @@ async def local_server(
     model: str | None = None,
     python: str = sys.executable,
     command: Sequence[str] | None = None,
+    folder: Path | None = None,
+    idle_exit: float = IDLE_EXIT_SECONDS,
 ) -> Local:
-    """Return the user's local server; start one if there is none.
+    """Return the user's local server, or a folder's own; start one if there is none.
 
     Cancelled while a server starts, it stops that server.
 
@@ -119,12 +123,15 @@ async def local_server(
         python: the interpreter that runs a new server.
         command: starts a server in place of `python -m ipy_agent serve`; the options that
             belong to its being shared are added.
+        folder: where its file, its lock and its log are; by default the runtime folder, where
+            all kernels find it.
+        idle_exit: seconds after which a new server ends that nobody uses.
 
     Raises:
         ConnectionFailed: the server ended before it was ready; says why.
     """
-    folder = runtime_folder()
-    file = folder / "server.json"
+    folder = folder or runtime_folder()
+    file = folder / FILE
     if found := await _found(file):
         return found
     told = _Progress(notice, folder / "server.log")
@@ -133,7 +140,7 @@ async def local_server(
             return found
         file.unlink(missing_ok=True)
         words = [*(command or (python, "-m", "ipy_agent", "serve"))]
-        words += ["--port", "0", "--idle-exit", str(IDLE_EXIT_SECONDS), "--runtime-file", str(file)]
+        words += ["--port", "0", "--idle-exit", str(idle_exit), "--runtime-file", str(file)]
         try:
             server = _start([*words, *(("--model", model) if model else ())], told.log)
         except OSError as error:
@@ -143,6 +150,19 @@ async def local_server(
         except BaseException:
             server.terminate()
             raise
+
+
+def end_server(folder: Path) -> None:
+    """End the server of a folder, if this process started it, and wait until it is gone."""
+    local = Local.read(folder / FILE)
+    for server in [one for one in _started if local is not None and one.pid == local.pid]:
+        server.terminate()
+        try:
+            server.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        _started.remove(server)
 
 
 class _Progress:

@@ -232,3 +232,25 @@ def test_a_question_shows_the_code_and_is_answered_below_it(app, notebook, shot)
     box.press("Enter")
     opened.finish(1)
     assert "Done." in opened.text(1)
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_a_bench_shows_its_picture_and_its_summary(theme, notebook, jupyter, shot):
+    """One line of progress at a time, then a figure, a table and the facts, in both themes."""
+    script = [
+        {"tool_calls": [{"name": "page", "arguments": {"number": number}}], "delay_ms": 20}
+        for number in range(42)
+    ]
+    with jupyter.theme(theme):
+        opened = notebook("lab", script, "df = %agent bench --rounds 1")
+        opened.start(1)
+        opened.outputs(1).get_by_text("round 1 of 1, http-cache").wait_for()
+        opened.finish(1)
+        opened.outputs(1).locator("img").wait_for()
+        shot(f"bench-{theme.lower()}")
+
+    text = opened.text(1)
+    assert opened.outputs(1).locator("table").count() == 1
+    assert text.count("round 1 of 1") == 1
+    assert "http-stored: NA, " in text
+    assert " cores, " in text

@@ -170,6 +170,48 @@ def test_the_board_and_the_plot_are_outputs_that_stay(kernel, serve):
     assert kernel.run("type(figure).__name__").value == "'Figure'"
 
 
+def test_a_bench_is_a_frame_with_its_picture_and_summary(kernel, serve):
+    """Its line of progress gives way, and what it returns is the turns; the session has no part."""
+    page = {"tool_calls": [{"name": "page", "arguments": {"number": 1}}]}
+    kernel.run(serve(*[page] * 10))
+    rows = "len(ipy_agent.session().turns)"
+    before = kernel.run(f"import ipy_agent\n{rows}").value
+    ran = kernel.run("df = %agent bench --turns 2 --rounds 2")
+    line, picture, summary = ran.displays
+
+    assert (ran.status, ran.stdout) == ("ok", "")
+    assert line["text/plain"].startswith("round 2 of 2, http-cache: 2 turns in ")
+    assert "image/png" in picture
+    assert "<table" in summary["text/html"]
+    assert "http: NA, the prompt cache of " in summary["text/plain"]
+    counted = kernel.run("df.groupby('mode')['turn'].count().to_dict()").value
+    assert counted == "{'http': 0, 'http-cache': 4, 'http-stored': 0, 'websocket': 4}"
+    assert kernel.run(rows).value == before
+    assert kernel.run("%agent bench --modes pigeon").error.startswith("UsageError: 'pigeon' is no")
+    assert kernel.run("%agent bench --turns 0").error.startswith("UsageError: turns must be")
+
+
+def test_a_bench_that_is_interrupted_shows_what_it_has(kernel, serve):
+    """Loops that were complete are in the frame; before the first one the cell is interrupted."""
+    page = {"tool_calls": [{"name": "page", "arguments": {"number": 1}}]}
+
+    def hangs(loop):
+        return lambda cell: f"{loop} …" in str(cell.displays)
+
+    kernel.run(serve(page, page, page, page, {"text": "", "then": "hang"}))
+    some = kernel.run(
+        "df = %agent bench --turns 2", when=hangs("round 1 of 3, websocket"), do=kernel.interrupt
+    )
+    assert some.status == "ok"
+    assert some.displays[0]["text/plain"].startswith("interrupted: ")
+    assert kernel.run("df['mode'].tolist()[1:3]").value == "['http-cache', 'http-cache']"
+
+    kernel.run(serve({"text": "", "then": "hang"}))
+    none = kernel.run("df = %agent bench", when=hangs("warm-up, http-cache"), do=kernel.interrupt)
+    assert none.status == "error"
+    assert none.error == "Interrupted: interrupted"
+
+
 def test_a_click_that_comes_on_a_subshell_ends_a_tool(own_kernel, serve):
     """As the front ends send it: it reaches the run while its cell keeps the main shell busy."""
     client = own_kernel.client

@@ -20,7 +20,7 @@ import ipy_agent
 from ipy_agent.errors import ConnectionFailed
 from ipy_agent.secrets import Secret
 from ipy_agent.transport import local as module
-from ipy_agent.transport.local import Local, local_server
+from ipy_agent.transport.local import Local, end_server, local_server
 from ipy_agent.transport.runtime import runtime_folder, write_private
 
 SERVE = """
@@ -111,6 +111,42 @@ def test_two_at_once_start_one(folder):
 
     assert others == [first, first]
     assert starts(folder) == 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_server_is_told_how_long_it_may_be_idle():
+    """Usually a quarter of an hour; where something else is to be done in between, longer."""
+    found(idle_exit=7_000)
+
+    words = module._started[0].args
+    assert words[words.index("--idle-exit") + 1] == "7000"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_has_a_server_of_its_own(tmp_path):
+    """Nobody finds it elsewhere, and it ends with whoever started it: the others stay."""
+    own = tmp_path / "own"
+    own.mkdir(mode=0o700)
+    first, second = found(), found(folder=own)
+
+    assert first != second
+    assert found(folder=own) == second
+    end_server(own)
+    assert not second.answers()
+    assert [server.pid for server in module._started] == [first.pid]
+    end_server(own)
+    assert found() == first
+
+
+def test_nobody_ends_a_server_that_somebody_else_started(folder):
+    """Its process is not ours to end."""
+    server = found()
+    mine, module._started[:] = list(module._started), []
+
+    end_server(folder)
+
+    assert server.answers()
+    module._started[:] = mine
 
 
 def test_it_holds_nothing_of_the_one_who_started_it(folder, monkeypatch):
