@@ -72,7 +72,10 @@ class Connection:
         self.refused_bytes: int | None = None
         self._sent_bytes = 0
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        socket.receive = self._take_in
+        socket.receive = self._take_in  # type: ignore[method-assign]  # from now on it is ours
+        # What came with the handshake may be meant for the turn that is asked for in this step.
+        for early in socket.early:
+            asyncio.get_running_loop().call_soon(self._take_in, *early)
         self._watcher = asyncio.create_task(self._watch())
 
     @property

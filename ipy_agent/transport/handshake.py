@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Callable
 from contextvars import ContextVar
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -64,12 +63,14 @@ class Socket(ClientConnection):
 
     Attributes:
         receive: is called with each message as soon as it is whole, and with whether it is a text.
-            The library's own `recv` costs a task's turn and a queue for each.
+            The library's own `recv` costs a task's turn and a queue for each. Until it is set,
+            messages are kept in `early`.
     """
+
+    early: tuple[tuple[bytes, bool], ...] = ()
 
     clock: Clock = Clock()
     heard_at = 0.0
-    receive: Callable[[bytes, bool], None] = staticmethod(lambda _message, _is_text: None)
     _parts: tuple[Frame, ...] = ()
 
     @property
@@ -101,6 +102,9 @@ class Socket(ClientConnection):
     def data_received(self, data: bytes) -> None:
         self.heard_at = self.clock.now()
         super().data_received(data)
+
+    def receive(self, message: bytes, is_text: bool) -> None:
+        self.early += ((message, is_text),)
 
     def process_event(self, event: Event) -> None:
         if not isinstance(event, Frame) or event.opcode not in _DATA:

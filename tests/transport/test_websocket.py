@@ -10,7 +10,9 @@ import json
 import time
 
 import pytest
+from websockets.frames import Frame, Opcode
 from websockets.protocol import State
+from websockets.utils import accept_key
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import (
@@ -1037,3 +1039,32 @@ def test_items_done_are_handed_up_as_they_come(run, peer):
         "ResponseCompleted",
         "ResponseEnded",
     ]
+
+
+def test_what_comes_with_the_handshake_is_the_first_turns(run):
+    """A server that lets a client in, and says in the same breath why not, is heard."""
+
+    async def speak(reader, writer):
+        asked = await reader.readuntil(b"\r\n\r\n")
+        key = next(
+            line[19:]
+            for line in asked.decode().split("\r\n")
+            if line.startswith("Sec-WebSocket-Key")
+        )
+        told = Frame(Opcode.TEXT, json.dumps(refusal("invalid_api_key", 401)).encode())
+        head = (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n"
+        )
+        writer.write(head.encode() + told.serialize(mask=False))
+        await reader.read()
+        writer.close()
+
+    async def main():
+        async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            async with Talk(Endpoint.named(url, key_env="NO_SUCH_KEY")) as talk:
+                return await talk.ask("one")
+
+    with pytest.raises(AuthenticationFailed):
+        run(main())
