@@ -1063,7 +1063,7 @@ def test_what_comes_with_the_handshake_is_the_first_turns(run):
     async def main():
         async with await asyncio.start_server(speak, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-            async with Talk(Endpoint.named(url, key_env="NO_SUCH_KEY")) as talk:
+            async with Talk(Endpoint.named(url)) as talk:
                 return await talk.ask("one")
 
     with pytest.raises(AuthenticationFailed):
