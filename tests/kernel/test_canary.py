@@ -193,7 +193,7 @@ client.ClientConnection.handshake = handshake""",
     # in ours, where the address is
     f"""{HEAD}client.ClientConnection.handshake = own
 opened = way.open_socket
-async def open_socket(endpoint, address, clock):
+async def open_socket(endpoint, address, *more, **words):
     headers = address.headers
     return (address, headers, address.key), 1 / 0
 import ipy_agent.transport.connection as place
