@@ -96,7 +96,6 @@ class CellFront:
         self.interrupts = self._stop = Stop()
         self._panel = Panel(recorder, self._stop, clock=clock)
         self._screen = Screen(self._panel.widget, clock)
-        load_soon()
         self._is_shown = False
         due = (BUSY_SECONDS, self._show_all), (LONG_SECONDS, self._tell_overdue)
         self._lookout = Lookout(*due, clock=clock)
@@ -113,6 +112,8 @@ class CellFront:
 
     def tick(self) -> None:
         """Bring the screen up to date when it is time, and show that we are alive."""
+        if self._clock() - self._heard >= BUSY_SECONDS:
+            load_soon()
         self._refresh()
 
     def approve(self, question: Question) -> Reply:
