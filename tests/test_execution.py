@@ -12,7 +12,7 @@ import pytest
 from ipy_agent.agent.notes import Notes
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS, tool_of
-from ipy_agent.errors import Interrupted
+from ipy_agent.errors import BudgetExceeded, Interrupted
 from ipy_agent.sessions import Session
 from ipy_agent.transport.scripted import ScriptedTransport
 
@@ -52,5 +52,20 @@ def test_an_interrupt_while_an_intent_is_written_cancels_nothing_of_the_journals
     assert not notes.written.cancelled()
     notes.written.set_result(None)
     assert session.run("again").text == "again"
+    assert ran == []
+    session.close()
+
+
+def test_a_journal_that_hangs_keeps_no_run_beyond_its_budget(monkeypatch):
+    """The call that it would have to note first is not carried out."""
+    ran = []
+    monkeypatch.setitem(TOOLS, "act", tool_of(lambda: ran.append(1), name="act", description="A."))
+    script = [{"tool_calls": [{"name": "act"}]}]
+    session = Session(transport=ScriptedTransport(script), budget_seconds=0.2)
+    session._keep(Slow())
+
+    with pytest.raises(BudgetExceeded):
+        session.run("go", mode="auto")
+
     assert ran == []
     session.close()

@@ -240,12 +240,16 @@ def _see_through(
 
 
 def _outcome(worker: Worker, job: _Job, wanted: Callable[[], bool]) -> Outcome:
-    """Carry a call out, once it is noted."""
-    try:
-        if job.noted is not None:
-            job.noted.result()
-    except JournalFailed as error:
-        return refused(job.call, f"not run: {error}")
+    """Carry a call out once it is noted, if the run still waits for it then."""
+    while job.noted is not None:
+        try:
+            job.noted.result(TICK_SECONDS)
+            break
+        except JournalFailed as error:
+            return refused(job.call, f"not run: {error}")
+        except TimeoutError:
+            if not wanted():
+                return refused(job.call, "not run: the run ended before this was noted")
     return worker.carry_out(job.call, wanted)
 
 

@@ -192,6 +192,7 @@ class Journal(Notes):
 
     def _run_began(self, _: RunBegan, rows: Listener) -> None:
         self.open()
+        self._is_waking = False  # a loop that was closed since wakes nobody any more
         self._note(Begun(cell=rows.row))
 
     def _turn_began(self, _: TurnBegan, rows: Listener) -> None:
