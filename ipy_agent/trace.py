@@ -19,6 +19,7 @@ __all__ = [
     "ResponseEnded",
     "RunBegan",
     "RunEnded",
+    "Throttled",
     "ToolBegan",
     "ToolEnded",
     "Trace",
@@ -137,3 +138,9 @@ class Notice(Trace, frozen=True):
 
     text: str
     lasting: bool = False
+
+
+class Throttled(Notice, frozen=True, kw_only=True):
+    """The endpoint has too much to do, and is asked again in so many `seconds`."""
+
+    seconds: float

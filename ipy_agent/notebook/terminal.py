@@ -31,7 +31,16 @@ from ipy_agent.protocol.events import (
 from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.items import text as text_of
 from ipy_agent.records import Recorder, TurnRecord
-from ipy_agent.trace import Notice, RequestSent, RunEnded, ToolBegan, ToolEnded, Trace, TurnBegan
+from ipy_agent.trace import (
+    Notice,
+    RequestSent,
+    RunEnded,
+    Throttled,
+    ToolBegan,
+    ToolEnded,
+    Trace,
+    TurnBegan,
+)
 
 __all__ = ["PlainFront"]
 
@@ -194,6 +203,7 @@ class PlainFront:
         ResponseCompleted: _output,
         ResponseIncomplete: _output,
         Notice: _notice,
+        Throttled: _notice,
         ToolBegan: _began,
         ToolEnded: _ended,
         TurnBegan: _asking,

@@ -51,7 +51,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `generate=False` makes it a warm-up: no output, but an id to continue from. `compare_to` is
     the response whose prompt the endpoint should compare this one with, to tell why its prompt
-    cache missed.
+    cache missed. `shared` is the beginning of `input` that other requests begin with too: a
+    transport may have it taken in once for all of them. It is never on the wire.
     """
 
     fields: Fields
@@ -60,6 +61,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     generate: bool = True
     stream_id: str | None = None
     compare_to: str | None = None
+    shared: Chain | None = None
 
     def frame(self) -> bytes:
         """Return the frame to send over WebSocket."""

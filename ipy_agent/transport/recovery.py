@@ -29,7 +29,7 @@ from ipy_agent.errors import (
 from ipy_agent.protocol.events import TERMINAL, Error, Event
 from ipy_agent.protocol.requests import Request
 from ipy_agent.protocol.response import failed
-from ipy_agent.trace import Notice, RequestSent, Trace
+from ipy_agent.trace import Notice, RequestSent, Throttled, Trace
 from ipy_agent.transport import Stream, Transport
 from ipy_agent.transport.auto import OVERLOADED
 from ipy_agent.transport.clock import Clock
@@ -117,7 +117,8 @@ class Recovery:
                 again, pause = found, _wait(error) or self._pause(tries[found] + 1)
             tries[again] += 1
             number = f"try {tries[again] + 1} of {again.tries}"
-            yield Notice(text=f"{again.told}: asking again in {pause:.1f} s ({number})")
+            text = f"{again.told}: asking again in {pause:.1f} s ({number})"
+            yield Throttled(text=text, seconds=pause) if again is _BUSY else Notice(text=text)
             await self._clock.sleep(pause)
             if self._closings != closings:
                 raise ConnectionLost("closed in a turn; run the cell again", sent=sent > 0)

@@ -43,6 +43,7 @@ from ipy_agent.trace import (
     ResponseEnded,
     RunBegan,
     RunEnded,
+    Throttled,
     ToolBegan,
     ToolEnded,
     TurnBegan,
@@ -1141,6 +1142,17 @@ def test_a_terminal_gets_readable_text(capsys):
     assert capsys.readouterr().out == (
         "starting\nI will compute.\n[python]\nx = 6\nx * 7\n-> 42\nIt is 42.\n"
     )
+
+
+def test_a_pause_that_an_endpoint_asks_for_is_a_notice(front, screen, clock, capsys):
+    """In a cell and in a terminal it is read as any other."""
+    pause = Throttled(text="asking again in 7.0 s", seconds=7.0)
+    clock.now += 1
+    front.show(pause)
+    PlainFront().show(pause)
+
+    assert "asking again in 7.0 s" in screen.plain
+    assert capsys.readouterr().out == "asking again in 7.0 s\n"
 
 
 def test_a_terminal_shows_several_messages_apart(capsys):

@@ -56,6 +56,17 @@ def test_a_plain_request_holds_nothing_that_was_not_set():
     }
 
 
+def test_what_is_shared_is_nobodys_business_on_the_wire():
+    """A beginning that other requests have too changes nothing of a frame, a body or a size."""
+    items = EMPTY.extend([user("all"), user("one")])
+    alone = Request(fields=Fields({"model": "m"}), input=items)
+    shared = Request(fields=Fields({"model": "m"}), input=items, shared=items.back(1))
+
+    assert shared.frame() == alone.frame()
+    assert shared.body() == alone.body()
+    assert shared.size() == alone.size()
+
+
 def test_a_warm_up_says_so():
     """A warm-up on a lane tells all three of the members that only WebSocket has."""
     request = Request(

@@ -22,7 +22,7 @@ from ipy_agent.errors import (
 from ipy_agent.protocol.events import Error, ResponseCompleted, TextDelta
 from ipy_agent.protocol.items import EMPTY, user
 from ipy_agent.protocol.requests import Fields, Request
-from ipy_agent.trace import Notice, RequestSent
+from ipy_agent.trace import Notice, RequestSent, Throttled
 from ipy_agent.transport.auto import AutoTransport
 from ipy_agent.transport.clock import Clock
 from ipy_agent.transport.http import HttpTransport
@@ -294,16 +294,15 @@ def busy(seconds):
 
 
 def test_an_endpoint_that_asks_for_time_gets_it(over, clock):
-    """On the same connection, after as long as it asked for."""
+    """On the same connection, after as long as it asked for; who asks much learns of it."""
     came, other = over([[busy("7")], [created(), completed()]])
 
     assert isinstance(came[-2], ResponseCompleted)
     assert clock.slept == [7.0]
     assert len(other.seen) == 1
     assert of(Error, came) == []
-    assert of(Notice, came)[0].text == (
-        "the endpoint has too much to do: asking again in 7.0 s (try 2 of 5)"
-    )
+    text = "the endpoint has too much to do: asking again in 7.0 s (try 2 of 5)"
+    assert of(Notice, came) == [Throttled(text=text, seconds=7.0)]
 
 
 @pytest.mark.parametrize("seconds", ["61", None, "soon"])
