@@ -58,9 +58,13 @@ LINE = 1_000
 
 
 class AgentError(Exception):
-    """Any failure of this package. In a notebook it shows as its one line."""
+    """Any failure of this package. In a notebook it shows as its one line.
+
+    `result` is what a map over rows had done by then, as it would have returned it.
+    """
 
     code: str = "agent_error"
+    result: Any = None
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         from ipy_agent.secrets import learn, masked  # noqa: PLC0415 (rule 4)

@@ -33,7 +33,7 @@ from ipy_agent.connections import Connections
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
 from ipy_agent.execution import Execution
-from ipy_agent.journal.folder import path_of
+from ipy_agent.journal.folder import path_of, rows_path
 from ipy_agent.journal.journal import Journal
 from ipy_agent.journal.resume import Resumed, new_id, resume
 from ipy_agent.planning import Planner, endpoint_of
@@ -46,6 +46,8 @@ from ipy_agent.transport.rehearsal import Rehearsal
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from ipy_agent.fleet.maps import Maps
 
 __all__ = ["Session", "session"]
 
@@ -124,6 +126,7 @@ class Session:
         self._branches = Branches(self.records.stands, self._notes)
         self._execution = Execution(self.records, self._connections, self._notes)
         self._homeless: set[str | None] = set()
+        self._maps: Maps | None = None
 
     # what happened
 
@@ -225,6 +228,82 @@ class Session:
                 self._tell_homeless(cell, front)
                 said, number = self._execution.run(plan, self._branches, place, background, front)
         return Answer(said, self.records, number)
+
+    def map(
+        self,
+        frame: DataFrame,
+        template: str,
+        *,
+        schema: Any = None,
+        tools: Sequence[str] | None = None,
+        concurrency: int | None = None,
+        out: str | Path | None = None,
+        fresh: bool = False,
+        branch: str | None = None,
+        model: str | None = None,
+        mode: str | None = None,
+        effort: str | None = None,
+        max_output_tokens: int | None = None,
+        endpoint: str | Endpoint | None = None,
+        front: Front | None = None,
+    ) -> DataFrame | Path:
+        """Ask once a row, many rows at a time, and return a row for each. Blocks.
+
+        Every row goes on from what was said on the branch so far, as from a fork: the endpoint
+        takes that in once. Nothing is added to the conversation. What came of a row is kept by its
+        prompt, model and settings: asked again, only rows that failed or changed are asked.
+
+        Args:
+            frame: the table.
+            template: the prompt; `{column}` is put in from the row, and nothing else.
+            schema: the type that an answer has to be, as for `run`; its fields become columns.
+            tools: the names of the tools that rows may call; by default none.
+            concurrency: rows under way at once, 1 to 256; by default what suits the endpoint.
+            out: a `.parquet` file to write to piece by piece, for more than fits into memory.
+            fresh: ask all rows, whatever came of them before.
+            branch: whose conversation the rows go on from.
+            model: another model.
+            mode: another approval mode.
+            effort: how hard a reasoning model thinks.
+            max_output_tokens: tokens that an answer may have.
+            endpoint: another endpoint.
+            front: who looks on; by default nobody.
+
+        Returns:
+            A frame with the index of `frame`: the answer as `answer`, or the fields of the schema,
+            then `status`, `error`, `latency_ms`, `input_tokens`, `cached_tokens`, `output_tokens`
+            and `cost_usd`. With `out`, that file's path.
+
+        Raises:
+            UsageError: a column that there is not, or a wrong option.
+            AgentError: what no row could get past; its `result` holds what was done.
+            Interrupted: the user stopped it; so it does then.
+        """
+        from ipy_agent.fleet.maps import INSTRUCTIONS, Job, Maps  # noqa: PLC0415 (seldom needed)
+
+        changes = {
+            "model": model,
+            "mode": mode,
+            "effort": effort,
+            "max_output_tokens": max_output_tokens,
+            "instructions": self.settings.instructions or INSTRUCTIONS,
+            "tools": tuple(tools or ()),
+        }
+        plan = self._planner.plan(
+            template, changes, endpoint=endpoint, schema=schema, images=(), cell=None
+        )
+        maps = self._maps = self._maps or Maps(self._connections, self._execution.spending)
+        name = self.branch if branch is None else branch
+        with self._alone(name):
+            job = Job(
+                plan=plan,
+                shared=self._branches.place(name).said,
+                kept=rows_path() if plan.settings.journal else None,
+                concurrency=concurrency,
+                out=None if out is None else Path(out),
+                fresh=fresh,
+            )
+            return maps.run(frame, job, front or Quiet(), self._execution.allowances)
 
     def rehearse(
         self,
@@ -409,6 +488,8 @@ class Session:
 
     def close(self) -> None:
         """Close the connections with 1000 and end the thread. A forked child does nothing."""
+        if self._maps is not None:
+            self._maps.close()
         self._connections.close()
         self._notes.close()
 

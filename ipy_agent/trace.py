@@ -17,6 +17,7 @@ __all__ = [
     "Notice",
     "RequestSent",
     "ResponseEnded",
+    "RowsProgress",
     "RunBegan",
     "RunEnded",
     "Throttled",
@@ -138,6 +139,25 @@ class Notice(Trace, frozen=True):
 
     text: str
     lasting: bool = False
+
+
+class RowsProgress(Trace, frozen=True):
+    """How far a map came.
+
+    Of its `rows` `done` have an outcome: `failed` ones, and such as were `held` from before. Tokens
+    and price are of what was asked now; `cost_usd` is `None` where no price is known.
+    """
+
+    rows: int
+    done: int
+    failed: int
+    held: int
+    under_way: int
+    seconds: float
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost_usd: float | None
 
 
 class Throttled(Notice, frozen=True, kw_only=True):

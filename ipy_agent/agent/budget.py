@@ -106,6 +106,21 @@ class Spending:
             if used >= limit:
                 raise _exceeded(name, used, limit)
 
+    def charge(self, cell: int, row: TurnRecord) -> None:
+        """Count a turn that ended and is in no records, for a run with a number below 0."""
+        with self._lock:
+            own = msgspec.structs.replace(row, cell=cell)
+            for sums in (self._session, self._cells[cell]):
+                sums.turns += 1
+            self._count(own)
+            self._price_of(own)
+
+    def took(self, cell: int, seconds: float) -> None:
+        """Count the time of such a run, once it is over."""
+        with self._lock:
+            self._session.seconds += seconds
+            self._cells[cell].seconds += seconds
+
     def used(self, cell: int | None = None, *, priced: bool = True) -> Used:
         """Return what a run used, or the whole session; without `priced`, no price is looked up."""
         with self._lock:
@@ -114,7 +129,7 @@ class Spending:
                 self._take_in_prices()
             sums = msgspec.structs.replace(self._session if cell is None else self._cells[cell])
             for number in self._running_cells if cell is None else [cell]:
-                sums.seconds += self._seconds(number)
+                sums.seconds += self._seconds(number) if number > 0 else 0
             return sums
 
     def _take_in(self) -> None:
@@ -130,6 +145,7 @@ class Spending:
                 self._running.append(row)
             else:
                 self._count(row)
+                self._unpriced.append(row)
         count = len(self._records.cells)
         cells = [*self._running_cells, *range(self._seen_cells + 1, count + 1)]
         self._seen_cells, self._running_cells = count, []
@@ -140,7 +156,6 @@ class Spending:
                 self._session.seconds += self._seconds(number)
 
     def _count(self, row: TurnRecord) -> None:
-        self._unpriced.append(row)
         for sums in (self._session, self._cells[row.cell]):
             sums.tokens += (row.input_tokens or 0) + (row.output_tokens or 0)
         if row.status in _ANSWERED:
@@ -154,10 +169,13 @@ class Spending:
         """Price the turns that nobody asked the price of so far."""
         rows, self._unpriced = self._unpriced, []
         for row in rows:
-            cost = self._price(row)
-            for sums in (self._session, self._cells[row.cell]):
-                sums.usd += cost or 0.0
-                sums.unpriced += cost is None and row.status in _ANSWERED
+            self._price_of(row)
+
+    def _price_of(self, row: TurnRecord) -> None:
+        cost = self._price(row)
+        for sums in (self._session, self._cells[row.cell]):
+            sums.usd += cost or 0.0
+            sums.unpriced += cost is None and row.status in _ANSWERED
 
     def _seconds(self, cell: int) -> float:
         row = self._records.cells[cell - 1]

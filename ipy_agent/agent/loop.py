@@ -24,7 +24,7 @@ from ipy_agent.agent.redaction import heard
 from ipy_agent.agent.schemas import Misfit, Shape
 from ipy_agent.errors import AnswerMisfit, BudgetExceeded, ProtocolError
 from ipy_agent.protocol.events import TERMINAL, Error, ResponseFailedEvent
-from ipy_agent.protocol.items import CALLS, Item, calls, is_call, output_of, text, user
+from ipy_agent.protocol.items import CALLS, Chain, Item, calls, is_call, output_of, text, user
 from ipy_agent.protocol.requests import Fields, Request
 from ipy_agent.protocol.response import Reason, Response, failed
 from ipy_agent.trace import (
@@ -49,7 +49,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     `background` stands before the prompt; `cell_id` and `follows` are for the records. `shape` is
     what the answer has to be; `early` says which calls may begin before their response is
     complete; `check` raises before a turn that other limits do not allow; `cache_minimum` is the
-    endpoint's.
+    endpoint's; `shared` is what other runs begin with too.
     """
 
     prompt: str
@@ -65,6 +65,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     early: Callable[[Item], bool] = lambda _: False
     check: Callable[[], None] = lambda: None
     cache_minimum: int = 0
+    shared: Chain | None = None
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -159,7 +160,10 @@ async def _turn(
     early = EarlyCalls(ask.early, perform, hear)
     try:
         request = Request(
-            fields=ask.fields, input=conversation.items, stream_id=conversation.stream_id
+            fields=ask.fields,
+            input=conversation.items,
+            stream_id=conversation.stream_id,
+            shared=ask.shared,
         )
         response = await _exchange(transport, request, early.hear)
         output = response.output or []

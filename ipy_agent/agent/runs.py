@@ -24,7 +24,7 @@ import msgspec
 
 from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.agent.calls import Outcome, Worker, refused
-from ipy_agent.agent.early import Hear, Perform
+from ipy_agent.agent.early import Hear
 from ipy_agent.agent.notes import Notes
 from ipy_agent.background import Background
 from ipy_agent.errors import Interrupted, JournalFailed
@@ -32,12 +32,18 @@ from ipy_agent.protocol.events import Event
 from ipy_agent.protocol.items import Item
 from ipy_agent.trace import Trace
 
-__all__ = ["Front", "Quiet", "attend"]
+__all__ = ["Carry", "Front", "Quiet", "attend"]
 
 T = TypeVar("T")
-Begin = Callable[[Perform, Hear], Coroutine[Any, Any, T]]
+Begin = Callable[["Carry", Hear], Coroutine[Any, Any, T]]
 STOP_SECONDS = 1.0
 TICK_SECONDS = 0.05
+
+
+class Carry(Protocol):
+    """Has a call carried out on the caller's thread, by the run's worker or by another."""
+
+    def __call__(self, call: Item, by: Worker = ...) -> Coroutine[Any, Any, Outcome]: ...
 
 
 class Front(Protocol):
@@ -93,8 +99,11 @@ class _Job:
     It must not be carried out before `noted` is done, if there is such a thing.
     """
 
-    def __init__(self, call: Item, noted: concurrent.futures.Future[None] | None) -> None:
+    def __init__(
+        self, call: Item, worker: Worker, noted: concurrent.futures.Future[None] | None
+    ) -> None:
         self.call = call
+        self.worker = worker
         self.noted = noted
         self._loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[Outcome] = self._loop.create_future()
@@ -158,7 +167,7 @@ def attend(
 
     Args:
         begin: makes the run, given what performs its calls and what hears of it.
-        worker: carries out its calls, here.
+        worker: carries out its calls, here, unless `perform` is told of another.
         front: looks on, here.
         background: has the loop.
         record: is told everything, on the loop's thread.
@@ -174,9 +183,9 @@ def attend(
         record(event)
         inbox.tell(event)
 
-    async def perform(call: Item) -> Outcome:
-        noted = None if notes is None or worker.begins_early(call) else notes.intended(call)
-        job = _Job(call, noted)
+    async def perform(call: Item, by: Worker = worker) -> Outcome:
+        noted = None if notes is None or by.begins_early(call) else notes.intended(call)
+        job = _Job(call, by, noted)
         inbox.put(job)
         return await job.outcome
 
@@ -194,7 +203,7 @@ def attend(
     run = background.start(begin(perform, hear), done=ended)
     with front.waiting(stop):  # also while it is ended: to ask again changes nothing
         try:
-            result: T = _see_through(inbox, stops, worker, front, background).result()
+            result: T = _see_through(inbox, stops, front, background).result()
         except BaseException as error:
             background.check()
             run.cancel()
@@ -209,7 +218,6 @@ def attend(
 def _see_through(
     inbox: _Inbox,
     stops: list[None],
-    worker: Worker,
     front: Front,
     background: Background,
 ) -> concurrent.futures.Future[Any]:
@@ -225,7 +233,7 @@ def _see_through(
             if isinstance(message, _Job):
                 with front.working():
                     # An interrupt from here on is the tool's; one that came before is the run's.
-                    outcome = None if stops else _outcome(worker, message, wanted(message))
+                    outcome = None if stops else _outcome(message, wanted(message))
                 background.check()  # a tool may fork: the run is the parent's
                 if outcome is not None:
                     message.done(_as_stopped(outcome) if stops else outcome)
@@ -239,7 +247,7 @@ def _see_through(
         front.tick()
 
 
-def _outcome(worker: Worker, job: _Job, wanted: Callable[[], bool]) -> Outcome:
+def _outcome(job: _Job, wanted: Callable[[], bool]) -> Outcome:
     """Carry a call out once it is noted, if the run still waits for it then."""
     while job.noted is not None:
         try:
@@ -250,7 +258,7 @@ def _outcome(worker: Worker, job: _Job, wanted: Callable[[], bool]) -> Outcome:
         except TimeoutError:
             if not wanted():
                 return refused(job.call, "not run: the run ended before this was noted")
-    return worker.carry_out(job.call, wanted)
+    return job.worker.carry_out(job.call, wanted)
 
 
 def _as_stopped(outcome: Outcome) -> Outcome:

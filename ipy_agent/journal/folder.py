@@ -18,7 +18,7 @@ from ipy_agent.errors import JournalFailed, UsageError
 from ipy_agent.journal.facts import Asked, Begun, Ended, Fact, Opened
 from ipy_agent.journal.file import is_held, read
 
-__all__ = ["Kept", "folder", "found", "kept", "path_of", "set_aside", "sweep"]
+__all__ = ["Kept", "folder", "found", "kept", "path_of", "rows_path", "set_aside", "sweep"]
 
 DAYS = 90
 ROOM = 500 * 2**20
@@ -62,6 +62,11 @@ def folder() -> Path:
 def path_of(session: str) -> Path:
     """Return the file of a session."""
     return folder() / f"{session}{SUFFIX}"
+
+
+def rows_path() -> Path:
+    """Return the file of what came of rows, which all sessions share."""
+    return folder().with_name(f"rows{SUFFIX}")
 
 
 def kept() -> list[Kept]:

@@ -1,0 +1,183 @@
+"""One prompt over the rows of a frame, from the caller's thread: asked, shown, brought back.
+
+The maps of a session share its connections, a store, and the thread that has that. A map leaves no
+rows in the session's tables, which would grow with the frame; what its turns took counts for the
+session's budgets all the same.
+
+Rule 1: what ends a map takes nothing back: its error has what was done as `result`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ipy_agent.agent.approval import Allowances
+from ipy_agent.agent.budget import Spending
+from ipy_agent.agent.calls import Worker
+from ipy_agent.agent.early import Hear
+from ipy_agent.agent.plan import Plan
+from ipy_agent.agent.runs import Carry, Front, attend
+from ipy_agent.connections import Connections
+from ipy_agent.errors import AgentError, UsageError
+from ipy_agent.fleet.asking import Asking
+from ipy_agent.fleet.course import Course, Disk
+from ipy_agent.fleet.pace import Pace
+from ipy_agent.fleet.rows import Rows, circumstances
+from ipy_agent.fleet.sink import Memory, Parquet, Sink
+from ipy_agent.fleet.store import Store
+from ipy_agent.fleet.template import Template
+from ipy_agent.protocol.items import Chain
+from ipy_agent.transport.clock import Clock
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["INSTRUCTIONS", "MOST", "Job", "Maps"]
+
+INSTRUCTIONS = """\
+You are given one item at a time, and answer for that item alone. Say the answer and nothing else: \
+no greeting, no explanation, no repetition of the item."""
+"""What a model is told when the user sets no instructions: those of a cell are about tools."""
+
+MOST = 256
+"""How many rows may be under way at once: 16 connections with 16 each."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A map to be done.
+
+    Attributes:
+        plan: whom it asks, and how; its prompt is the template.
+        shared: what was said before, which all rows begin with.
+        kept: the file in which what came of rows is kept; `None` keeps it for the session.
+        concurrency: how many rows are under way at once; `None` for what suits the endpoint.
+        out: the parquet file that the result goes to; `None` for a frame.
+        fresh: ask all rows, whatever came of them before.
+    """
+
+    plan: Plan
+    shared: Chain
+    kept: Path | None = None
+    concurrency: int | None = None
+    out: Path | None = None
+    fresh: bool = False
+
+    @property
+    def lanes(self) -> int:
+        """How many rows are under way at once."""
+        limits = self.plan.target.limits
+        return self.concurrency or limits.at_once or limits.in_flight
+
+
+class Maps:
+    """The maps of a session. Made at no cost.
+
+    Args:
+        connections: what they go over.
+        spending: what they count for.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, connections: Connections, spending: Spending, clock: Clock | None = None
+    ) -> None:
+        self._connections = connections
+        self._spending = spending
+        self._clock = clock or Clock()
+        self._numbers = itertools.count(1)
+        self._thread: ThreadPoolExecutor | None = None
+        self._stores: dict[Path | None, Store] = {}
+
+    def run(
+        self, frame: DataFrame, job: Job, front: Front, allowances: Allowances
+    ) -> DataFrame | Path:
+        """Ask the rows of a frame, and return what came of them. Blocks.
+
+        Raises:
+            UsageError: the template names no column, or one that there is not.
+            AgentError: what no row could get past; what was done is its `result`.
+            Interrupted: the user stopped it; so it is then.
+        """
+        if job.concurrency is not None and not 1 <= job.concurrency <= MOST:
+            raise UsageError(f"concurrency is a number from 1 to {MOST}, not {job.concurrency}")
+        template = Template.of(job.plan.prompt, list(frame.columns))
+        sink = _sink(job, frame)
+        if not len(frame):
+            return sink.finish()
+        thread = self._thread = self._thread or ThreadPoolExecutor(1, "ipy_agent rows")
+        store = thread.submit(self._store, job.kept).result()
+        held = store.held if not job.fresh else lambda _: {}
+        rows = Rows(frame, template, circumstances(job.plan, job.shared), held)
+        try:
+            self._see_through(rows, Disk(thread, store, sink), job, front, allowances)
+        except AgentError as error:
+            error.result = thread.submit(sink.finish).result()
+            raise
+        except BaseException:
+            thread.submit(sink.abandon).result()
+            raise
+        return thread.submit(sink.finish).result()
+
+    def close(self) -> None:
+        """Let go of the stores."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            for store in self._stores.values():
+                thread.submit(store.close)
+            thread.shutdown()
+            self._stores.clear()
+
+    def _see_through(
+        self, rows: Rows, disk: Disk, job: Job, front: Front, allowances: Allowances
+    ) -> None:
+        plan, spending, number = job.plan, self._spending, -next(self._numbers)
+        model = plan.fields.values.get("model")
+        lanes = min(job.lanes, len(rows))
+        way = self._connections.to(plan.target, plan.settings.transport)
+
+        async def begin(perform: Carry, hear: Hear) -> None:
+            pace = Pace(lanes, self._clock)
+            asking = Asking(
+                plan,
+                job.shared,
+                way,
+                perform=perform,
+                approve=front.approve,
+                allowances=allowances,
+                pace=pace,
+                check=lambda: spending.check(plan.settings, number, plan.target.name, model),
+                charge=lambda turn: spending.charge(number, turn),
+                tell=hear,
+            )
+            course = Course(
+                rows, disk, asking, lanes=lanes, pace=pace, tell=hear, clock=self._clock
+            )
+            await course.run()
+
+        worker = Worker(plan.tools, plan.settings.mode, front.approve, plan.target, allowances)
+        began = self._clock.now()
+        try:
+            attend(begin, worker, front, self._connections.loop, _nobody)
+        finally:
+            spending.took(number, self._clock.now() - began)
+
+    def _store(self, path: Path | None) -> Store:
+        if path not in self._stores:
+            self._stores[path] = Store(path)
+        return self._stores[path]
+
+
+def _sink(job: Job, frame: DataFrame) -> Sink:
+    empty = frame.index[:0]
+    if job.out is None:
+        return Memory(job.plan.shape, empty)
+    return Parquet(job.out, job.plan.shape, empty)
+
+
+def _nobody(_: Any) -> None:
+    """Record nothing."""
