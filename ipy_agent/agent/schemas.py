@@ -222,7 +222,7 @@ _UNSAID = frozenset(
 _FORMATS = frozenset(
     {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uuid"}
 )
-_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
 def _closed(schema: Schema) -> Schema:
@@ -241,7 +241,7 @@ def _closed(schema: Schema) -> Schema:
     if "$ref" in told and len(told) > 1:
         told["anyOf"] = [{"$ref": told.pop("$ref")}]
     if "enum" in told and "type" not in told:
-        kinds = sorted({_TYPES[type(value)] for value in told["enum"]})
+        kinds = sorted({TYPES[type(value)] for value in told["enum"]})
         told["type"] = kinds[0] if len(kinds) == 1 else kinds
     if told.get("type") == "array" and not isinstance(told.get("items"), dict):
         raise _Loose
