@@ -195,9 +195,11 @@ def _joined(indexes: Sequence[Index[Any]]) -> Index[Any]:
     import pandas as pd  # noqa: PLC0415 (slow to load)
 
     first, *rest = indexes
+    joined: Index[Any] = first
     if rest and first.dtype == object and first.nlevels == 1:
         # pandas would make texts of labels that look like some.
         labels = [label for index in indexes for label in index]
-        return pd.Index(labels, dtype=first.dtype, name=first.name)
-    joined: Index[Any] = first.append(rest) if rest else first
+        joined = pd.Index(labels, dtype=first.dtype, name=first.name)
+    elif rest:
+        joined = first.append(rest)
     return joined
