@@ -12,24 +12,43 @@ Rule 2: while one is under way whoever shares it waits, and nobody else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from ipy_agent.errors import AgentError, NoAnswer
-from ipy_agent.protocol.events import Event, ResponseCompleted
+from ipy_agent.protocol.events import Error, Event, ResponseCompleted
 from ipy_agent.protocol.items import Chain
 from ipy_agent.protocol.lanes import State
 from ipy_agent.protocol.requests import Fields, Request
+from ipy_agent.protocol.response import failed
 from ipy_agent.transport.connection import Connection
 from ipy_agent.transport.pool import EACH, Place, Pool
+from ipy_agent.transport.turns import Turn
 
 __all__ = ["Warming"]
 
+BUSY = 429
 FAILURES = 2
 """After so many in a row of what is shared an endpoint is not asked to take that in again."""
 PREFIXES = 64
 """How many beginnings are known; the one that was asked for first is forgotten."""
+
+
+BUSY_SECONDS = 1.0
+"""How long an endpoint is left alone that has too much to do, if it does not say."""
+
+
+class _Send(Protocol):
+    async def __call__(self, turn: Turn, attempt: int) -> object: ...
+
+
+class _Wait(Protocol):
+    async def __call__(self, place: Place, *, heard: bool) -> None: ...
+
+
+_Mends = Callable[[Turn, Event], bool]
 
 
 class _Prefix:
@@ -41,6 +60,7 @@ class _Prefix:
         primed: whether it was taken in anywhere.
         failures: how many warm-ups failed since one did not.
         cold: the numbers of the connections on which it is not tried again.
+        rests_until: when an endpoint that had too much to do may be asked again.
     """
 
     def __init__(self, chain: Chain) -> None:
@@ -49,6 +69,19 @@ class _Prefix:
         self.primed = False
         self.failures = 0
         self.cold: set[int] = set()
+        self.rests_until = 0.0
+
+    def learn(self, answer: Event | None, connection: int, now: float) -> None:
+        """Take note of what a warm-up was answered with; `None`, it was not."""
+        if isinstance(answer, ResponseCompleted):
+            self.primed, self.failures = True, 0
+        elif isinstance(answer, Error) and answer.status == BUSY:
+            # Whole rows are the last thing that it needs: it is tried again when there is time.
+            asked = failed(answer.reason, answer.status).retry_after
+            self.rests_until = now + (BUSY_SECONDS if asked is None else asked)
+        else:
+            self.failures += 1
+            self.cold.add(connection)
 
 
 class Warming:
@@ -56,12 +89,14 @@ class Warming:
 
     Args:
         pool: the connections.
-        outcome: sends a request at a place, and returns the event that ended it.
+        send: sends a turn.
+        wait: waits for what comes next of one, as long as for any.
+        mends: whether a turn that such an event ended is to be sent again.
     """
 
-    def __init__(self, pool: Pool, outcome: Callable[[Place, Request], Awaitable[Event]]) -> None:
+    def __init__(self, pool: Pool, send: _Send, wait: _Wait, mends: _Mends) -> None:
         self._pool = pool
-        self._outcome = outcome
+        self._send, self._wait, self._mends = send, wait, mends
         self._prefixes: dict[tuple[int, Fields], _Prefix] = {}
 
     async def warm(self, place: Place, request: Request, shared: Chain) -> None:
@@ -71,11 +106,8 @@ class Warming:
         keeps = self._keeps(place.connection)
         async with place.connection.warming if keeps else prefix.first:
             if self._is_due(prefix, place, full):
-                answered = await self._take_in(place, full)
-                prefix.primed = prefix.primed or answered
-                prefix.failures = 0 if answered else prefix.failures + 1
-                if not answered:
-                    prefix.cold.add(place.connection.number)
+                answer = await self._take_in(place, full)
+                prefix.learn(answer, place.connection.number, self._pool.clock.now())
 
     def refused(self, place: Place, request: Request) -> None:
         """Take note that the peer does not hold what it had taken in."""
@@ -98,6 +130,8 @@ class Warming:
         connection = place.connection
         if not connection.alive or connection.number in prefix.cold or prefix.failures >= FAILURES:
             return False
+        if self._pool.clock.now() < prefix.rests_until:
+            return False
         if not self._keeps(connection):
             return not prefix.primed
         lane = connection.foreseen(EACH)
@@ -107,8 +141,8 @@ class Warming:
             connection.echoes is False or self._pool.has_room(connection, EACH)
         )
 
-    async def _take_in(self, place: Place, full: Request) -> bool:
-        """Send a warm-up, and return whether it was answered as one is."""
+    async def _take_in(self, place: Place, full: Request) -> Event | None:
+        """Send a warm-up, and return what it was answered with, if it was."""
         connection, own = place.connection, place.connection.echoes is not False
         lane = connection.lane(EACH) if own else place.lane
         there, silent = Place(connection, lane), False
@@ -116,10 +150,10 @@ class Warming:
         try:
             async with connection.in_flight:
                 await lane.stands_free()
-                return isinstance(await self._outcome(there, full), ResponseCompleted)
+                return await self._outcome(there, full)
         except AgentError as error:
             silent = isinstance(error, NoAnswer)
-            return False
+            return None
         finally:
             if not own:
                 # The request has this lane: what comes late may not meet it.
@@ -131,3 +165,18 @@ class Warming:
                 if connection.echoes is False:  # as it turned out: its one lane is the request's
                     place.lane.wire = None
                     connection.lanes = {place.lane.name: place.lane}
+
+    async def _outcome(self, place: Place, full: Request) -> Event:
+        """Take a turn that nobody looks on at, and return the event that ended it."""
+        lane, mended = place.lane, set[str]()
+        while True:
+            turn, heard, over = Turn(place, full, mended), False, False
+            await self._send(turn, 0)
+            while not over:
+                if not lane.arrived:
+                    await self._wait(place, heard=heard)
+                event, heard = lane.next()[1], True
+                over = turn.learn(event)
+            again = self._mends(turn, event) and place.connection.alive
+            if not again or place.connection.lanes.get(lane.name) is not lane:
+                return event

@@ -81,7 +81,7 @@ class WebSocketTransport:
         self._probe = probe
         self._clock = clock or Clock()
         self._pool = Pool(endpoint, locate, self._clock)
-        self._warming = Warming(self._pool, self._outcome)
+        self._warming = Warming(self._pool, self._send, self._wait, self._mends)
         self._diagnoses = endpoint.diagnoses
         self._answered: dict[str | None, str] = {}
 
@@ -158,21 +158,6 @@ class WebSocketTransport:
         self._check(short)
         sizes = await turn.place.connection.send(turn.place.lane, short)
         return turn.told(*sizes, attempt)
-
-    async def _outcome(self, place: Place, request: Request) -> Event:
-        """Take a turn that nobody looks on at, and return the event that ended it."""
-        lane, mended = place.lane, set[str]()
-        while True:
-            turn, heard, over = Turn(place, request, mended), False, False
-            await self._send(turn, 0)
-            while not over:
-                if not lane.arrived:
-                    await self._wait(place, heard=heard)
-                event, heard = lane.next()[1], True
-                over = turn.learn(event)
-            again = self._mends(turn, event) and place.connection.alive
-            if not again or place.connection.lanes.get(lane.name) is not lane:
-                return event
 
     def _compared(self, request: Request) -> str | None:
         """Return the response that a turn's prompt is compared with, where that is diagnosed."""

@@ -14,7 +14,8 @@ from ipy_agent.endpoints import ENDPOINTS, Endpoint, Limits
 from ipy_agent.protocol.events import TERMINAL, Error
 from ipy_agent.protocol.items import EMPTY, text, user
 from ipy_agent.protocol.requests import Fields, Request
-from ipy_agent.trace import RequestSent
+from ipy_agent.trace import RequestSent, Throttled
+from ipy_agent.transport.clock import Clock
 from ipy_agent.transport.recovery import Recovery
 from ipy_agent.transport.websocket import WebSocketTransport
 
@@ -145,7 +146,7 @@ class Rows:
     def __init__(self, endpoint, limits=STRICT, *, shared=SAID, fields=FIELDS, **more):
         self.endpoint = dataclasses.replace(endpoint, limits=limits)
         self.transport = WebSocketTransport(self.endpoint, **more)
-        self.way = Recovery(self.transport, self.endpoint)
+        self.way = Recovery(self.transport, self.endpoint, clock=more.get("clock"))
         self.shared, self.fields = shared, fields
         self.sent = []
 
@@ -353,6 +354,56 @@ def test_a_warm_up_that_is_refused_is_no_rows_failure(run):
     assert [len(warm_ups) for warm_ups in host.warm_ups] == [1]
     assert [(one.held_items, one.attempt) for one in sent] == [(0, 0)] * 12
     assert [len(row["input"]) for row in host.rows] == [2] * 12
+
+
+class Hurried(Clock):
+    """A clock whose sleeps are over at once: it is that much later then."""
+
+    def __init__(self):
+        self.slept = []
+
+    def now(self):
+        return super().now() + sum(self.slept)
+
+    async def sleep(self, seconds):
+        self.slept.append(seconds)
+
+
+def test_an_endpoint_with_too_much_to_do_is_warmed_when_there_is_time(run):
+    """A warm-up that is refused with 429 is tried again, but not by every row that waits."""
+    busy = refusal("rate_limit_exceeded", 429, **{"Retry-After": "7"})
+    clock = Hurried()
+
+    def act(*_):
+        return None if clock.slept else busy
+
+    async def main():
+        async with Host(act=act) as host, Rows(host.endpoint, clock=clock) as rows:
+            events = await rows.row(0, 0)
+            await rows.ask(8, 4)
+            return host, rows.sent, [one for one in events if isinstance(one, Throttled)]
+
+    host, sent, throttled = run(main())
+    assert [one.seconds for one in throttled] == [7.0]
+    assert [len(warm_ups) for warm_ups in host.warm_ups] == [2]
+    assert [one.held_items for one in sent] == [0] + [1] * 9
+
+
+def test_an_endpoint_that_is_busy_hears_one_warm_up_until_its_time_is_over(run):
+    """Other rows are sent as they are meanwhile."""
+    busy = refusal("rate_limit_exceeded", 429, **{"Retry-After": "7"})
+
+    def act(asked, _):
+        return busy if is_warm_up(asked) else None
+
+    async def main():
+        async with Host(act=act) as host, Rows(host.endpoint, clock=Hurried()) as rows:
+            await rows.ask(8, 4)
+            return host
+
+    host = run(main())
+    assert [len(warm_ups) for warm_ups in host.warm_ups] == [1]
+    assert len(host.rows) == 8
 
 
 @pytest.mark.parametrize(("lanes", "hung"), [(32, [1]), (0, [1, 1, 0])])
