@@ -278,7 +278,7 @@ def test_damage_that_is_found_late_is_set_aside_too(store, path, outcome):
     assert other.held([key(1)]) == {key(1): outcome("new")}
     assert (one.trouble, other.trouble) == (None, None)
     assert (path.parent / "rows.damaged-1").exists()
-    assert not undo.exists()
+    assert (path.parent / "rows.damaged-1-journal").exists()
     assert not (path.parent / "rows.damaged-2").exists()
 
 
