@@ -72,7 +72,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def lanes(self) -> int:
         """How many rows are under way at once."""
         limits = self.plan.target.limits
-        return self.concurrency or getattr(limits, "at_once", None) or limits.in_flight
+        return self.concurrency or limits.at_once or limits.in_flight
 
 
 class Maps:
