@@ -43,10 +43,12 @@ class Host:
 
     def __init__(self, *, lanes=True, keeps="latest", act=lambda *_: None, reforks=True):
         self.heard, self.raw, self.codes = [], [], []
-        self.flying = self.peak = self._number = 0
+        self._number = 0
         self._lanes, self._keeps, self._act, self._reforks = lanes, keeps, act, reforks
         self.gate = asyncio.Event()
         self.gate.set()
+        self.warm_gate = asyncio.Event()
+        self.warm_gate.set()
 
     @property
     def warm_ups(self):
@@ -90,11 +92,8 @@ class Host:
 
     async def _answer(self, socket, number, asked, lane, lock, held, latest):
         async with lock:
-            self.flying += 1
-            self.peak = max(self.peak, self.flying)
             try:
-                if asked.get("generate") is not False:
-                    await self.gate.wait()
+                await (self.warm_gate if is_warm_up(asked) else self.gate).wait()
                 said = self._said(number, asked, lane, held, latest)
                 if said == "hang":
                     return
@@ -106,8 +105,6 @@ class Host:
                 await socket.send(json.dumps(said if lane is None else said | {"stream_id": lane}))
             except ConnectionClosed:
                 pass
-            finally:
-                self.flying -= 1
 
     def _said(self, number, asked, lane, held, latest):
         if (said := self._act(asked, number)) is not None:
@@ -143,11 +140,11 @@ def is_warm_up(asked):
 class Rows:
     """Many rows over one transport, with so many lanes."""
 
-    def __init__(self, endpoint, limits=STRICT, *, shared=SAID, fields=FIELDS, **more):
-        self.endpoint = dataclasses.replace(endpoint, limits=limits)
+    def __init__(self, endpoint, limits=STRICT, *, shared=SAID, diagnoses=False, **more):
+        self.endpoint = dataclasses.replace(endpoint, limits=limits, diagnoses=diagnoses)
         self.transport = WebSocketTransport(self.endpoint, **more)
         self.way = Recovery(self.transport, self.endpoint, clock=more.get("clock"))
-        self.shared, self.fields = shared, fields
+        self.shared, self.fields = shared, FIELDS
         self.sent = []
 
     async def row(self, number, lane):
@@ -161,6 +158,12 @@ class Rows:
         assert text(events[-2].response.output[0]) == f"row {number}"
         self.sent += [event for event in events if isinstance(event, RequestSent)]
         return events
+
+    async def row_of_main(self):
+        """Go on with the conversation itself, on the default lane."""
+        items = self.shared.extend([user("go on")])
+        async for _ in self.way.stream(Request(fields=self.fields, input=items)):
+            pass
 
     async def ask(self, count, lanes):
         """Ask so many rows on so many lanes; one that is free takes the next."""
@@ -202,6 +205,21 @@ def test_rows_fork_from_one_warm_up_on_lanes_that_are_used_again(run):
     assert host.codes == []
 
 
+def test_a_warm_up_is_compared_with_nothing(run):
+    """Where an endpoint tells why its prompt cache missed, only rows are asked about."""
+
+    async def main():
+        async with Host() as host, Rows(host.endpoint, diagnoses=True) as rows:
+            await rows.ask(2, 1)
+            rows.fields = Fields({"model": "m", "store": False, "instructions": "Be long."})
+            await rows.ask(2, 1)
+            return host
+
+    ((*warm_ups,),) = run(main()).warm_ups
+    assert len(warm_ups) == 2
+    assert not any("prompt_cache_options" in one for one in warm_ups)
+
+
 def test_our_own_strict_server_lets_used_lanes_fork_again(run, served):
     """Every row of the embedded server that keeps the latest only goes on from one response."""
     endpoint = served(cache="latest")
@@ -234,6 +252,51 @@ def test_more_rows_than_fit_on_a_socket_have_another_that_is_warmed_too(run):
     assert [len(warm_ups) for warm_ups in host.warm_ups] == [1, 1]
     assert [len(heard) for heard in host.heard] == [17, 5]
     assert {one.held_items for one in sent} == {1}
+
+
+def test_a_warm_up_under_way_takes_no_rows_place(run):
+    """Sixteen rows fit on a socket with sixteen in flight, however many come while it is warmed."""
+
+    async def main():
+        async with Host() as host, Rows(host.endpoint) as rows:
+            host.warm_gate.clear()
+            asking = [asyncio.create_task(rows.row(0, 0))]
+            while not (host.heard and host.heard[0]):  # noqa: ASYNC110 (no bell rings)
+                await asyncio.sleep(0)
+            asking += [asyncio.create_task(rows.row(number, number)) for number in range(1, 16)]
+            await asyncio.sleep(0)
+            host.warm_gate.set()
+            await asyncio.gather(*asking)
+            return host, rows.sent
+
+    host, sent = run(main())
+    assert [len(heard) for heard in host.heard] == [17]
+    assert {one.held_items for one in sent} == {1}
+
+
+def test_a_branch_that_was_warmed_is_no_place_to_fork_rows_from(run):
+    """It may move on at any moment: while it has a turn rows are short all the same."""
+
+    def act(asked, _):
+        return "hang" if "stream_id" not in asked and not is_warm_up(asked) else None
+
+    async def main():
+        async with Host(act=act) as host, Rows(host.endpoint) as rows:
+            warm = Request(fields=FIELDS, input=SAID, generate=False)
+            async for _ in rows.way.stream(warm):
+                pass
+            await rows.ask(2, 1)
+            turn = asyncio.create_task(rows.row_of_main())
+            while len(host.rows) < 3:  # noqa: ASYNC110 (no bell rings)
+                await asyncio.sleep(0)
+            await rows.ask(2, 1)
+            turn.cancel()
+            await asyncio.wait([turn])
+            return host, rows.sent
+
+    host, sent = run(main())
+    assert [len(warm_ups) for warm_ups in host.warm_ups] == [2]
+    assert [one.held_items for one in sent] == [1] * 4
 
 
 def test_nothing_said_yet_is_worth_a_warm_up(run):
@@ -533,9 +596,7 @@ def test_the_conversation_itself_goes_on_from_its_own_lane(run):
             said = SAID.extend(events[-2].response.output)
             rows.shared = said
             await rows.ask(4, 2)
-            two = Request(fields=FIELDS, input=said.extend([user("two")]))
-            async for _ in rows.way.stream(two):
-                pass
+            await rows.row_of_main()
             return host
 
     host = run(main())
@@ -563,6 +624,24 @@ def test_a_connection_whose_names_are_nearly_used_up_keeps_one_for_what_rows_sha
 
     host, sent = run(main())
     assert [len(heard) for heard in host.heard] == [3, 3]
+    assert {one.held_items for one in sent} == {1}
+
+
+def test_where_one_name_is_left_a_row_goes_to_another_connection(run):
+    """Branches have taken the others: there it could only be sent whole."""
+
+    async def main():
+        limits = Limits(lanes=3, keeps_all=False)
+        async with Host() as host, Rows(host.endpoint, limits) as rows:
+            for branch in "ab":
+                alone = Request(fields=FIELDS, input=SAID, stream_id=branch)
+                async for _ in rows.way.stream(alone):
+                    pass
+            await rows.ask(3, 1)
+            return host, rows.sent
+
+    host, sent = run(main())
+    assert [len(heard) for heard in host.heard] == [2, 4]
     assert {one.held_items for one in sent} == {1}
 
 
