@@ -94,8 +94,9 @@ class Lineage:
 
     def remember(self, full: Request, response_id: str, output: list[Item]) -> None:
         """Take note that the peer answered `full` with `output` and keeps both."""
-        if not self._keeps_all:
-            self._drop(self._latest.get(full.stream_id))
+        before = self._latest.get(full.stream_id)
+        if not self._keeps_all or _is_one_of_many(full, before):
+            self._drop(before)
         known = _Known(response_id, full, list(output))
         self._latest[full.stream_id] = self._known[id(full.input)] = known
         self._began = True
@@ -150,6 +151,14 @@ _CHANGES = {
     "reasoning": "reasoning_effort_changed",
     "prompt_cache_key": "prompt_cache_key_changed",
 }
+
+
+def _is_one_of_many(full: Request, before: _Known | None) -> bool:
+    """Whether what a lane answered before is over, as one of many that share their beginning is.
+
+    Nobody goes on from it: remembered, such would take room for each of them without end.
+    """
+    return full.shared is not None and before is not None and before.request.shared is not None
 
 
 def _differ(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:

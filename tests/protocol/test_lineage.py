@@ -190,6 +190,22 @@ def test_an_older_response_is_continued_from_where_it_is_kept(new_ends, keeps_al
     assert sent.previous_response_id == parent
 
 
+def test_of_many_that_share_a_beginning_a_lane_remembers_the_latest():
+    """What is remembered does not grow with them, and what they share stays."""
+    lineage = Lineage(keeps_all=True)
+    shared, after = CHAIN, []
+    lineage.remember(request(shared, stream_id="each"), "resp_shared", [])
+    for number in range(20):
+        asked = shared.extend([user(str(number))])
+        lineage.remember(
+            request(asked, stream_id="each.1", shared=shared), f"resp_{number}", ANSWER
+        )
+        after.append(asked.extend([*ANSWER, user("go on")]))
+
+    parents = [lineage.shorten(request(chain)).previous_response_id for chain in after]
+    assert parents == ["resp_shared"] * 19 + ["resp_19"]
+
+
 def test_that_a_peer_keeps_only_the_latest_can_be_learnt(new_ends):
     """From then on older responses are not continued from, and the latest still is."""
     ends = new_ends(keeps_all=True)
