@@ -77,8 +77,8 @@ def environment(name: str, packages: tuple[str, ...]) -> Path:
 
 
 @contextlib.contextmanager
-def started(*command: object, core: int, **more: str) -> Iterator[subprocess.Popen]:
-    """Run a program on one core, and end it."""
+def started(*command: object, core: int | None, **more: str) -> Iterator[subprocess.Popen]:
+    """Run a program on one core, or on all of them, and end it."""
     cores = sorted(os.sched_getaffinity(0))
     with subprocess.Popen(
         [str(part) for part in command],
@@ -87,7 +87,8 @@ def started(*command: object, core: int, **more: str) -> Iterator[subprocess.Pop
         text=True,
         env={**os.environ, **more},
     ) as process:
-        os.sched_setaffinity(process.pid, {cores[core % len(cores)]})
+        if core is not None:
+            os.sched_setaffinity(process.pid, {cores[core % len(cores)]})
         try:
             yield process
         finally:
