@@ -63,8 +63,8 @@ def executed(tmp_path_factory):
 
 
 def _executed(name, folder):
-    for file in demo.DATA:
-        shutil.copyfile(FOLDER / file, folder / file)
+    for file in (*FOLDER.glob("*.csv"), FOLDER / "DATA.md"):
+        shutil.copyfile(file, folder / file.name)
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(EXPORT, id="export-for-the-tests"))
     client = NotebookClient(

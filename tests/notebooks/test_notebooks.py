@@ -6,6 +6,7 @@ The model's words are its own; what is looked at is what the notebooks claim abo
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
@@ -13,7 +14,7 @@ pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(900)]
 
 NAMES = (
     *("tools_and_approvals", "latency_and_cache", "branches_and_reruns"),
-    *("frames_and_plots", "local_server"),
+    *("frames_and_plots", "local_server", "many_rows"),
 )
 FOUND = 0.9
 
@@ -173,3 +174,33 @@ def test_the_server_serves_others_and_ends(executed):
     assert not notebook.said("socket").splitlines()[1].endswith(" 0 cached")
     assert "previous_response_not_found" in notebook.said("wrong")
     assert notebook.said("stop") == "exit code 0\nnobody listens there\n"
+
+
+def test_most_rows_get_the_kind_that_their_label_has(executed):
+    """Far more than by chance, which is an eighth."""
+    told = re.match(r"(\d+) of 40 right", executed("many_rows").said("accuracy"))
+
+    assert int(told[1]) > 20
+
+
+def test_what_rows_share_is_read_once(executed):
+    """It comes from the cache, and a server that keeps nothing gives the same answers."""
+    notebook = executed("many_rows")
+
+    forked, whole = (line.split()[-1] for line in notebook.said("beside").splitlines()[-2:])
+    assert (float(forked) > FOUND, float(whole)) == (True, 0)
+    assert notebook.said("whole") == "the same answers: True\n"
+
+
+def test_rows_that_were_answered_are_not_asked_again(executed):
+    """All is as it was, also the times."""
+    assert executed("many_rows").said("again").endswith("the same frame: True\n")
+
+
+def test_a_row_that_fails_says_why_and_takes_no_other_with_it(executed):
+    """One had nothing to ask and one too much; the third is answered."""
+    said = executed("many_rows").said("failing")
+
+    assert "there is no value in column 'definition'" in said
+    assert "the context window" in said
+    assert [said.count(word) for word in ("failed", "completed")] == [2, 1]
