@@ -30,7 +30,7 @@ from ipy_agent.notebook.parts import Remark
 from ipy_agent.notebook.questions import how_to_allow
 from ipy_agent.notebook.stop import Stop
 from ipy_agent.protocol.events import Event
-from ipy_agent.tables.columns import MODEL, WAITING
+from ipy_agent.tables.columns import MODEL, WAITING, rate
 from ipy_agent.tables.style import BAD
 from ipy_agent.trace import Notice, RowsProgress, Trace
 
@@ -73,7 +73,8 @@ def _figures(progress: RowsProgress, seconds: float, *, over: bool) -> Iterator[
     if progress.cost_usd is not None:
         yield _Figure(f"US$ {progress.cost_usd:,.4f}")
     if progress.input_tokens:
-        yield _Figure(f"{progress.cached_tokens / progress.input_tokens:.0%} of the input cached")
+        share = rate(progress.cached_tokens / progress.input_tokens)
+        yield _Figure(f"{share} of the input cached")
 
 
 def _pace(value: float) -> str:
