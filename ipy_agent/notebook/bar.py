@@ -42,6 +42,7 @@ REMARKS, MORE = 8, "… and more of the kind"
 TENTHS = 10
 WIDTH = 20
 
+_STILL = 'style="font-variant-numeric:tabular-nums"'  # figures that change do not make it jump
 _TRACK = "max-width:640px;height:10px;margin:4px 0"
 
 
@@ -203,7 +204,7 @@ def _line(figures: list[_Figure]) -> str:
         else rendering.escape(one.text)
         for one in figures
     ]
-    return f"<div>{' · '.join(told)}</div>"
+    return f"<div {_STILL}>{' · '.join(told)}</div>"
 
 
 def _drawn(progress: RowsProgress, figures: list[_Figure]) -> str:

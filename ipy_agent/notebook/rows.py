@@ -92,9 +92,15 @@ def _keep(magics: AgentMagics, name: str | None, result: Any, bar: Bar | PlainBa
         magics.names[name] = result
     place = result if isinstance(result, Path) else name
     if place is not None and bar.progress is not None:
-        done = bar.progress.done
         bar.close()
-        bar.remark(f"{done:,} row{' is' if done == 1 else 's are'} in {place}")
+        bar.remark(f"{_counted(result)} in {place}")
+
+
+def _counted(result: Any) -> str:
+    """Return how many rows there are; a file and a frame of Dask tell it only when read."""
+    if library(type(result)) != "pandas":
+        return "the result is"
+    return "1 row is" if len(result) == 1 else f"{len(result):,} rows are"
 
 
 def _frame(name: str, names: Mapping[str, Any]) -> Any:

@@ -200,7 +200,7 @@ def test_a_result_can_go_to_a_file(shell, script, ask, tmp_path, capsys):
 
     assert shell.user_ns["where"] == Path(path)
     assert pd.read_parquet(path)["answer"].tolist() == ["Say one", "Say two", "Say {word}"]
-    assert capsys.readouterr().out.splitlines()[1:] == [f"3 rows are in {path}"]
+    assert capsys.readouterr().out.splitlines()[1:] == [f"the result is in {path}"]
 
 
 def test_what_was_done_is_kept_when_no_row_gets_further(shell, script, ask, capsys):
