@@ -40,7 +40,6 @@ EVERY = 0.1
 REMARKS, MORE = 8, "… and more of the kind"
 """How many notices stay, and what is said of the others: each of many rows may have its own."""
 TENTHS = 10
-WIDTH = 20
 
 _STILL = 'style="font-variant-numeric:tabular-nums"'  # figures that change do not make it jump
 _TRACK = "max-width:640px;height:10px;margin:4px 0"
@@ -64,8 +63,6 @@ def _figures(progress: RowsProgress, seconds: float, *, over: bool) -> Iterator[
         yield _Figure(f"{progress.failed:,} failed", BAD)
     if progress.held:
         yield _Figure(f"{progress.held:,} from before")
-    if not over:
-        yield _Figure(f"{progress.under_way:,} under way")
     if asked and seconds > 0:
         yield _Figure(f"{_pace(asked / seconds)} rows/s")
     yield _Figure(_span(seconds))
@@ -76,6 +73,8 @@ def _figures(progress: RowsProgress, seconds: float, *, over: bool) -> Iterator[
     if progress.input_tokens:
         share = rate(progress.cached_tokens / progress.input_tokens)
         yield _Figure(f"{share} of the input cached")
+    if not over:
+        yield _Figure(f"{progress.under_way:,} under way")
 
 
 def _pace(value: float) -> str:
@@ -210,10 +209,9 @@ def _line(figures: list[_Figure]) -> str:
 def _drawn(progress: RowsProgress, figures: list[_Figure]) -> str:
     """Return the bar and its line as text."""
     done, rows = progress.done, progress.rows
-    filled = "#" * (WIDTH * done // rows)
-    return f"[{filled:.<{WIDTH}}] {100 * done // rows:3} %  " + " · ".join(
-        it.text for it in figures
-    )
+    filled = "#" * (TENTHS * done // rows)
+    line = " · ".join(one.text for one in figures)
+    return f"[{filled:.<{TENTHS}}] {100 * done // rows:3} %  {line}"
 
 
 class PlainBar(_Onlooker):

@@ -121,25 +121,25 @@ def test_a_second_brings_at_most_ten_updates_of_one_display(looks, bar, messages
 @pytest.mark.parametrize(
     ("told", "wanted"),
     [
-        ({}, "0 of 1,000 rows{} · 0 s"),
-        ({"under_way": 3, "seconds": 61.0}, "0 of 1,000 rows · 3 under way · 1 min 1 s"),
+        ({}, "0 of 1,000 rows · 0 s"),
+        ({"under_way": 3, "seconds": 61.0}, "0 of 1,000 rows · 1 min 1 s · 3 under way"),
         (
             {"done": 100, "seconds": 10.0},
-            "100 of 1,000 rows{} · 10 rows/s · 10 s · about 1 min 30 s left",
+            "100 of 1,000 rows · 10 rows/s · 10 s · about 1 min 30 s left",
         ),
         (
             {"rows": 99, "done": 60, "held": 50, "failed": 2, "seconds": 10.0},
-            "60 of 99 rows · 2 failed · 50 from before{} · 1 rows/s · 10 s · about 39 s left",
+            "60 of 99 rows · 2 failed · 50 from before · 1 rows/s · 10 s · about 39 s left",
         ),
         (
             {"rows": 999, "done": 900, "seconds": 90_000.0, "cost_usd": 1.25},
-            "900 of 999 rows{} · 0.01 rows/s · 1 d 1 h · about 2 h 45 min left · US$ 1.2500",
+            "900 of 999 rows · 0.01 rows/s · 1 d 1 h · about 2 h 45 min left · US$ 1.2500",
         ),
         (
             {"input_tokens": 2_000, "cached_tokens": 1_863},
-            "0 of 1,000 rows{} · 0 s · 93.2% of the input cached",
+            "0 of 1,000 rows · 0 s · 93.2% of the input cached",
         ),
-        ({"done": 500, "held": 500}, "500 of 1,000 rows · 500 from before{} · 0 s"),
+        ({"done": 500, "held": 500}, "500 of 1,000 rows · 500 from before · 0 s"),
     ],
 )
 def test_the_line_tells_what_is_known_and_no_more(told, wanted, bar, messages):
@@ -147,7 +147,7 @@ def test_the_line_tells_what_is_known_and_no_more(told, wanted, bar, messages):
     bar.show(progress(**told))
     bar.tick()
 
-    wanted = wanted.format(" · 16 under way")
+    wanted = wanted if "under_way" in told else f"{wanted} · 16 under way"
     assert text(messages).split(" %  ")[1] == wanted
     assert re.sub("<[^>]*>", "", html(messages)) == wanted
 
@@ -160,7 +160,7 @@ def test_the_bar_has_a_stripe_for_rows_from_before_new_and_failed_ones(bar, mess
     stops = f"{WAITING} 0 30%,{MODEL} 0 50%,{BAD} 0 60%"
     assert f"background:linear-gradient(90deg,{stops}," in html(messages)
     assert re.findall('[";]color:([^";]*)', html(messages)) == [BAD]
-    assert text(messages).startswith("[############........]  60 %  ")
+    assert text(messages).startswith("[######....]  60 %  ")
 
 
 def test_time_goes_on_while_nothing_is_told(bar, messages, clock):
@@ -189,7 +189,7 @@ def test_the_end_is_static_html_and_text(bar, messages, clock):
     clock.now += 60
     bar.close()
 
-    assert text(messages) == "[####################] 100 %  1,000 of 1,000 rows · 200 rows/s · 5 s"
+    assert text(messages) == "[##########] 100 %  1,000 of 1,000 rows · 200 rows/s · 5 s"
     assert set(messages[-1]["data"]) == {"text/html", "text/plain"}
     assert set(re.findall(r"<(\w+)", html(messages))) == {"div"}
 
@@ -199,7 +199,7 @@ def test_a_map_that_ends_early_stays_where_it_was(bar, messages):
     bar.show(progress(done=250, seconds=5.0))
     bar.close()
 
-    assert text(messages) == "[#####...............]  25 %  250 of 1,000 rows · 50 rows/s · 5 s"
+    assert text(messages) == "[##........]  25 %  250 of 1,000 rows · 50 rows/s · 5 s"
 
 
 def test_what_does_not_begin_shows_nothing(bar, messages, capsys):
@@ -267,7 +267,7 @@ def test_a_terminal_has_one_line_that_is_written_over(terminal, clock):
     assert "\n" not in "".join(lines)
     assert all(len(line) < 70 for line in lines)
     assert all(len(line) >= len(old.rstrip()) for old, line in itertools.pairwise(lines))
-    assert last.rstrip() == "[####################] 100 %  1,000 of 1,000 rows · 333 rows/s · 3 s"
+    assert last.rstrip() == "[##########] 100 %  1,000 of 1,000 rows · 333 rows/s · 3 s"
     assert last.endswith("\n")
 
 
@@ -282,9 +282,9 @@ def test_a_notice_takes_the_place_of_the_line_and_the_line_goes_on_below(termina
     bar.close()
 
     first, noticed, again = out.getvalue().partition("\rnot kept")
-    assert first.startswith("[##....")
+    assert first.startswith("[#....")
     assert noticed
-    assert again.lstrip(" ").startswith("\n[##...")
+    assert again.lstrip(" ").startswith("\n[#...")
 
 
 def test_what_is_no_terminal_has_a_line_every_tenth(capsys, clock):
