@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.browser
 
-FRAME = """
+FRAME = """\
 import pandas as pd
 df = pd.DataFrame({"word": [f"word {n}" for n in range(60)] + [None] * 3})
 """

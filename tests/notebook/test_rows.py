@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,7 @@ from ipy_agent import sessions
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import ResponseFailed, UsageError
+from ipy_agent.errors import Interrupted, ResponseFailed, UsageError
 from ipy_agent.fleet import FRONTS
 from ipy_agent.fleet.maps import INSTRUCTIONS
 from ipy_agent.protocol.items import text
@@ -70,9 +72,9 @@ def script(shell, monkeypatch):  # noqa: ARG001 (its session is made anew)
     """Return a function that makes the process's session answer from a list, then echo."""
     made = []
 
-    def use(*entries, **settings):
-        transport = ScriptedTransport(entries)
-        made.append(Session(HERE, transport=transport, journal=False, **settings))
+    def use(*entries, kind=ScriptedTransport):
+        transport = kind(entries)
+        made.append(Session(HERE, transport=transport, journal=False))
         monkeypatch.setattr(sessions, "_session", made[-1])
         return transport
 
@@ -215,6 +217,36 @@ def test_what_was_done_is_kept_when_no_row_gets_further(shell, script, ask, caps
     told = capsys.readouterr().out.splitlines()
     assert "66 %  2 of 3 rows" in told[-2]
     assert told[-1] == "2 rows are in result"
+
+
+class Pressing(ScriptedTransport):
+    """Has Ctrl-C pressed while the third row is asked, which then never is answered."""
+
+    async def stream(self, request):
+        pressed = len(prompts(self)) == 2
+        async for event in super().stream(request):
+            if pressed:
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.Event().wait()
+            yield event
+
+
+def test_an_interrupt_keeps_what_is_done_and_only_the_rest_is_asked_again(
+    shell, script, ask, capsys
+):
+    """The cell ends at once, its variable has the rows so far, and the next run has all."""
+    transport = script(kind=Pressing)
+
+    with pytest.raises(Interrupted):
+        ask("-o result --concurrency 1")
+    part, told = shell.user_ns["result"], capsys.readouterr().out.splitlines()
+    ask("-o result --concurrency 1")
+
+    assert part["answer"].tolist() == ["Say one", "Say two"]
+    assert told[-1] == "2 rows are in result"
+    assert shell.user_ns["result"]["status"].tolist() == ["completed"] * 3
+    assert prompts(transport) == ["Say one", "Say two", "Say {word}", "Say {word}"]
+    assert "3 of 3 rows · 2 from before" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_the_first_row_and_sends_nothing(script, ask, capsys):
