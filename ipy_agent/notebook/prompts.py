@@ -39,7 +39,7 @@ def ask(magics: AgentMagics, parser: MagicArgumentParser, line: str, cell: str) 
     rows.check(options, cell)
     name = variable(options.output) if options.output is not None else None
     if options.each is not None:
-        rows.ask(magics, options, cell, _settings(magics, options))
+        rows.ask(magics, options, cell, name, _settings(magics, options))
         return
     prompt, wanted = _handed_over(magics, cell, options)
     wanted |= _wanted(magics, options)

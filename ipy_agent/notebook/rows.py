@@ -17,7 +17,6 @@ from ipy_agent.errors import AgentError, UsageError
 from ipy_agent.notebook.bar import Bar, PlainBar, shown
 from ipy_agent.notebook.context import HANDED_OVER
 from ipy_agent.notebook.literals import library, type_name
-from ipy_agent.notebook.options import variable
 from ipy_agent.notebook.rehearsal import bundle
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def check(options: Namespace, cell: str) -> None:
     """
     each = options.each is not None
     for name in NEVER_EACH if each else ONLY_EACH:
-        if getattr(options, name):
+        if getattr(options, name) not in (None, False):
             raise UsageError(
                 f"--{name} does not go with --each: leave one of them out"
                 if each
@@ -55,13 +54,16 @@ def check(options: Namespace, cell: str) -> None:
         )
 
 
-def ask(magics: AgentMagics, options: Namespace, cell: str, wanted: dict[str, Any]) -> None:
+def ask(
+    magics: AgentMagics, options: Namespace, cell: str, name: str | None, wanted: dict[str, Any]
+) -> None:
     """Ask what stands in a cell of each row of a frame.
 
     Args:
         magics: the cell's.
         options: what its line says.
         cell: the prompt, with the names of columns in braces.
+        name: the variable that keeps the result; without one it is displayed.
         wanted: the settings and the schema that the line says.
 
     Raises:
@@ -71,8 +73,7 @@ def ask(magics: AgentMagics, options: Namespace, cell: str, wanted: dict[str, An
     if options.dry_run:
         display(bundle(_rehearsed(magics.session, frame, template, wanted)), raw=True)
         return
-    name = None if options.output is None else variable(options.output)
-    wanted |= {name: getattr(options, name) for name in ONLY_EACH}
+    wanted |= {option: getattr(options, option) for option in ONLY_EACH}
     with shown(magics.shell) as bar:
         try:
             result = magics.session.map(frame, template, front=bar, **wanted)

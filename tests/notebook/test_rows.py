@@ -348,7 +348,7 @@ def test_what_does_not_fit_is_one_line_and_sends_nothing(
     assert set(shell.user_ns) == before
 
 
-@pytest.mark.parametrize("option", ["--concurrency 4", "--fresh", "--out result.parquet"])
+@pytest.mark.parametrize("option", ["--concurrency 0", "--fresh", "--out result.parquet"])
 def test_what_is_about_many_rows_is_refused_without_them(option, shell, script):
     """It says how to name them."""
     transport = script()
