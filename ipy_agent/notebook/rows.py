@@ -41,7 +41,8 @@ def check(options: Namespace, cell: str) -> None:
     """
     each = options.each is not None
     for name in NEVER_EACH if each else ONLY_EACH:
-        if getattr(options, name) not in (None, False):
+        said = getattr(options, name)
+        if said is not None and said is not False:
             raise UsageError(
                 f"--{name} does not go with --each: leave one of them out"
                 if each
