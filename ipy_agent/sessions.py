@@ -295,6 +295,8 @@ class Session:
         )
         maps = self._maps = self._maps or Maps(self._connections, self._execution.spending)
         name = self.branch if branch is None else branch
+        if name not in self.branches:
+            raise UsageError(f"there is no branch {name!r}: see %agent branch")
         seen = (
             FRONTS[-1]() if FRONTS and front is None else contextlib.nullcontext(front or Quiet())
         )

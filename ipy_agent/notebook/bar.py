@@ -105,12 +105,17 @@ class _Onlooker:
         self._shown = -math.inf
         self._is_over = False
         self._told: list[str] = []
+        self._sign = ""
 
     def show(self, event: Event | Trace) -> None:
         if isinstance(event, RowsProgress):
+            if self.progress is None or event.done > self.progress.done:
+                self._sign = ""
             self.progress, self._heard = event, self._clock()
         elif isinstance(event, Notice) and event.lasting:
             self.remark(event.text if len(self._told) < REMARKS else MORE)
+        elif isinstance(event, Notice):  # why it takes a while: until rows go on
+            self._sign = event.text
 
     def tick(self) -> None:
         """Bring the bar up to date, if it is time."""
@@ -146,7 +151,8 @@ class _Onlooker:
 
     def _figures(self, progress: RowsProgress) -> list[_Figure]:
         since = 0.0 if self._is_over else self._clock() - self._heard
-        return list(_figures(progress, progress.seconds + since, over=self._is_over))
+        told = list(_figures(progress, progress.seconds + since, over=self._is_over))
+        return told if self._is_over or not self._sign else [*told, _Figure(self._sign)]
 
     def _draw(self, progress: RowsProgress) -> None:
         raise NotImplementedError

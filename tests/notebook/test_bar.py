@@ -227,6 +227,19 @@ def test_lasting_notices_stay_below_the_bar_once_each(bar, messages, clock):
     assert "asking" not in html(messages)
 
 
+def test_why_it_takes_a_while_is_said_until_rows_go_on(bar, messages, clock):
+    """Such as that a server starts, or is asked again later."""
+    bar.show(progress(done=0))
+    bar.show(Notice(text="starting the local server"))
+    bar.tick()
+    assert text(messages).endswith(" · starting the local server")
+
+    clock.now += 1
+    bar.show(progress(done=1))
+    bar.tick()
+    assert "starting" not in text(messages)
+
+
 def test_a_notice_for_each_row_does_not_fill_the_cell(bar, messages):
     """Some are shown, and that there are more; what is said of the whole map is shown, too."""
     bar.show(progress())
