@@ -268,6 +268,7 @@ HEAVY = ("pandas", "ipywidgets", "websockets", "httpx2", "starlette", "xllamacpp
 
 LIGHT = {
     *("ipy_agent", "ipy_agent.agent", "ipy_agent.coroutines", "ipy_agent.errors"),
+    "ipy_agent.fleet",
     *("ipy_agent.notebook", "ipy_agent.notebook.cells", "ipy_agent.notebook.interrupt"),
     *("ipy_agent.notebook.magics", "ipy_agent.settings"),
     "IPython.core.magic_arguments",
