@@ -344,6 +344,7 @@ import pandas as pd
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import AgentError
 from ipy_agent.sessions import Session
+from ipy_agent.transport.scripted import ScriptedTransport
 
 transport = ScriptedTransport()
 session = Session(Endpoint(name="x", url="http://x/v1"), transport=transport)
