@@ -28,6 +28,7 @@ from ipy_agent.errors import AgentError, UsageError
 from ipy_agent.fleet.asking import Asking
 from ipy_agent.fleet.course import Course, Disk
 from ipy_agent.fleet.pace import Pace
+from ipy_agent.fleet.result import columns_of
 from ipy_agent.fleet.rows import Rows, circumstances
 from ipy_agent.fleet.sink import Memory, Parquet, Sink
 from ipy_agent.fleet.store import Store
@@ -111,6 +112,7 @@ class Maps:
                 f"a map is over the rows of a DataFrame, not of a {type(frame).__name__}: "
                 "make one of it, such as series.to_frame()"
             )
+        columns_of(job.plan.shape)  # a field that can be none is told of now
         template = Template.of(job.plan.prompt, list(frame.columns))
         sink = _sink(job, frame)
         if not len(frame):
