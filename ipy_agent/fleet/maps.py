@@ -149,6 +149,17 @@ class Maps:
         lanes = min(job.lanes, len(rows))
         way = self._connections.to(plan.target, plan.settings.transport)
 
+        counted = self._clock.now()
+
+        def took() -> None:
+            nonlocal counted
+            since, counted = counted, self._clock.now()
+            spending.took(number, counted - since)
+
+        def check() -> None:
+            took()
+            spending.check(plan.settings, number, plan.target.name, model)
+
         async def begin(perform: Carry, hear: Hear) -> None:
             pace = Pace(lanes, self._clock)
             asking = Asking(
@@ -159,7 +170,7 @@ class Maps:
                 approve=front.approve,
                 allowances=allowances,
                 pace=pace,
-                check=lambda: spending.check(plan.settings, number, plan.target.name, model),
+                check=check,
                 charge=lambda turn: spending.charge(number, turn),
                 tell=hear,
             )
@@ -169,11 +180,10 @@ class Maps:
             await course.run()
 
         worker = Worker(plan.tools, plan.settings.mode, front.approve, plan.target, allowances)
-        began = self._clock.now()
         try:
             attend(begin, worker, front, self._connections.loop, _nobody)
         finally:
-            spending.took(number, self._clock.now() - began)
+            took()
 
     def _store(self, path: Path | None) -> Store:
         if path not in self._stores:
