@@ -108,7 +108,8 @@ class Course:
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
-            await asyncio.shield(self._write(last=True))
+            # Handed over before anything is waited for, which may be cancelled once more.
+            await self._write(last=True)
         if self._end is not None:
             raise self._end
 
