@@ -13,6 +13,7 @@ from ipy_agent.agent.tools import TOOLS, tool_of
 from ipy_agent.errors import Interrupted, UsageError
 from ipy_agent.fleet.maps import Maps
 from ipy_agent.protocol.items import text
+from ipy_agent.sessions import Session
 
 FRAME = pd.DataFrame({"n": range(3_000)})
 
@@ -170,3 +171,14 @@ def test_a_forked_child_has_no_part_in_a_map(scripted):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(session.map(FRAME[:20], "row {n}")) == 20
     session.close()
+
+
+def test_a_closed_session_maps_again(served):
+    """As it runs again: over new connections, with many rows at once each time."""
+    endpoint = served()
+    with contextlib.closing(Session(endpoint, journal=False)) as session:
+        for word in ("one", "two", "three"):
+            result = session.map(FRAME[:200], f"{word} {{n}}", concurrency=40)
+            session.close()
+
+            assert result["answer"].tolist() == [f"{word} {n}" for n in range(200)]
