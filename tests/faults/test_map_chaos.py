@@ -162,7 +162,8 @@ class Chaos:
         self.proxy.lines = [self.line() for _ in range(self.chance.randint(0, 4))]
         at = {}
         if self.chance.random() < 0.4:
-            at["stop"] = lambda: self.front.stop(), self.chance.randint(1, len(frame))
+            front = self.front  # which is told later how to stop
+            at["stop"] = lambda: front.stop(), self.chance.randint(1, len(frame))  # noqa: PLW0108 (see there)
         if self.chance.random() < 0.4:
             at["cut"] = self.cut, self.chance.randint(1, len(frame))
         self.engine.plan(self.chance.choice([0.0, 0.02, 0.1]), **at)
