@@ -94,8 +94,12 @@ class Lineage:
 
     def remember(self, full: Request, response_id: str, output: list[Item]) -> None:
         """Take note that the peer answered `full` with `output` and keeps both."""
-        if not self._keeps_all:
-            self._drop(self._latest.get(full.stream_id))
+        latest = self._latest.get(full.stream_id)
+        # One of many that share a beginning goes on from that, or from its own latest: there would
+        # be as many as rows.
+        is_one_of_many = latest is not None and latest.request.shared is not None
+        if is_one_of_many or not self._keeps_all:
+            self._drop(latest)
         known = _Known(response_id, full, list(output))
         self._latest[full.stream_id] = self._known[id(full.input)] = known
         self._began = True
