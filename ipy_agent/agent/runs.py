@@ -26,7 +26,7 @@ from ipy_agent.agent.approval import Question, Reply
 from ipy_agent.agent.calls import Outcome, Worker, refused
 from ipy_agent.agent.early import Hear
 from ipy_agent.agent.notes import Notes
-from ipy_agent.background import Background
+from ipy_agent.background import Background, Work
 from ipy_agent.errors import Interrupted, JournalFailed
 from ipy_agent.protocol.events import Event
 from ipy_agent.protocol.items import Item
@@ -200,15 +200,17 @@ def attend(
         inbox.put(result)
         front.withdraw()
 
-    run = background.start(begin(perform, hear), done=ended)
     with front.waiting(stop):  # also while it is ended: to ask again changes nothing
-        try:
+        run: Work | None = None
+        try:  # from before it begins: what was begun has to be ended
+            run = background.start(begin(perform, hear), done=ended)
             result: T = _see_through(inbox, stops, front, background).result()
         except BaseException as error:
             background.check()
-            run.cancel()
-            with contextlib.suppress(BaseException):  # its end is not the news any more
-                run.result.exception(STOP_SECONDS)
+            if run is not None:
+                run.cancel()
+                with contextlib.suppress(BaseException):  # its end is not the news any more
+                    run.result.exception(STOP_SECONDS)
             if isinstance(error, (KeyboardInterrupt, asyncio.CancelledError)):
                 raise Interrupted("interrupted") from None
             raise

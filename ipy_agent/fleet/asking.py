@@ -147,10 +147,10 @@ class Asking:
                 return
             if isinstance(event, TurnBegan | TurnEnded):
                 self._charge(records.turns[-1])
-            elif isinstance(event, Throttled):
-                self._pace.throttle(event.seconds)
-            elif isinstance(event, Notice) and event.lasting:
+            elif isinstance(event, Notice):
                 self._tell(event)
+                if isinstance(event, Throttled):
+                    self._pace.throttle(event.seconds)
 
         ask = Ask(
             prompt=prompt,

@@ -34,6 +34,7 @@ from ipy_agent.fleet.stores import Stores, Use
 from ipy_agent.fleet.template import Template
 from ipy_agent.protocol.items import Chain
 from ipy_agent.records import TurnRecord
+from ipy_agent.trace import RowsProgress, Trace
 from ipy_agent.transport.clock import Clock
 
 if TYPE_CHECKING:
@@ -138,14 +139,18 @@ class Maps:
     def _see_through(
         self, rows: Rows, use: Use, sink: Sink, job: Job, front: Front, allowances: Allowances
     ) -> None:
-        plan, account = (
-            job.plan,
-            _Account(self._spending, job.plan, -next(self._numbers), self._clock),
-        )
+        plan, number = job.plan, -next(self._numbers)
+        account = _Account(self._spending, plan, number, self._clock)
+        last: list[RowsProgress] = []
         lanes = min(job.lanes, len(rows))
         way = self._connections.to(plan.target, plan.settings.transport)
 
         async def begin(perform: Carry, hear: Hear) -> None:
+            def tell(trace: Trace) -> None:
+                if isinstance(trace, RowsProgress):
+                    last[:] = [trace]
+                hear(trace)
+
             use.begin()
             pace = Pace(lanes, self._clock)
             asking = Asking(
@@ -158,7 +163,7 @@ class Maps:
                 pace=pace,
                 check=account.check,
                 charge=account.charge,
-                tell=hear,
+                tell=tell,
             )
             course = Course(
                 rows,
@@ -166,7 +171,7 @@ class Maps:
                 asking,
                 lanes=lanes,
                 pace=pace,
-                tell=hear,
+                tell=tell,
                 clock=self._clock,
             )
             await course.run()
@@ -176,6 +181,8 @@ class Maps:
             attend(begin, worker, front, self._connections.loop, _nobody)
         finally:
             account.took()
+            for progress in last:  # after an interrupt nobody takes it out of the inbox
+                front.show(progress)
 
 
 class _Account:

@@ -307,6 +307,7 @@ def test_an_interrupt_keeps_what_is_done_and_the_rest_is_asked_later(served):
         rest = session.map(frame, "row {n}", front=again)
 
     assert 5 <= len(done) < 200
+    assert front.progress[-1].done == len(done)
     assert (done["status"] == "completed").all()
     assert again.progress[-1].held >= len(done)
     assert rest["answer"].loc[done.index].equals(done["answer"])
