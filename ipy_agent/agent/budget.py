@@ -107,16 +107,21 @@ class Spending:
                 raise _exceeded(name, used, limit)
 
     def charge(self, cell: int, row: TurnRecord) -> None:
-        """Count a turn that ended and is in no records, for a run with a number below 0."""
+        """Count a turn that is in no records, for a run with a number below 0.
+
+        Once while it is running, which is one turn more, and once when it ended.
+        """
         with self._lock:
-            own = msgspec.structs.replace(row, cell=cell)
-            for sums in (self._session, self._cells[cell]):
-                sums.turns += 1
-            self._count(own)
-            self._price_of(own)
+            if row.status == "running":
+                for sums in (self._session, self._cells[cell]):
+                    sums.turns += 1
+            else:
+                own = msgspec.structs.replace(row, cell=cell)
+                self._count(own)
+                self._price_of(own)
 
     def took(self, cell: int, seconds: float) -> None:
-        """Count the time of such a run, once it is over."""
+        """Count more of the time of such a run."""
         with self._lock:
             self._session.seconds += seconds
             self._cells[cell].seconds += seconds

@@ -2,7 +2,9 @@
 
 Rule 1: a row's failure is its own, and no reason to ask it again: it may have been answered.
 Only what was refused for lack of room is, since that was not.
-Rule 2: what no row can get past (no key, no endpoint, no such model, a budget that is used up)
+Rule 2: a turn is counted when it begins and when it ends, however its row does: a limit is kept
+between turns.
+Rule 3: what no row can get past (no key, no endpoint, no such model, a budget that is used up)
 ends all of them.
 """
 
@@ -41,7 +43,7 @@ from ipy_agent.protocol.items import Chain
 from ipy_agent.records import Recorder, TurnRecord
 from ipy_agent.tables.frames import total
 from ipy_agent.tables.prices import cost_usd
-from ipy_agent.trace import Notice, Throttled, Trace
+from ipy_agent.trace import Notice, Throttled, Trace, TurnBegan, TurnEnded
 from ipy_agent.transport import Transport
 
 __all__ = ["Asking", "Ended", "Stopped"]
@@ -84,7 +86,7 @@ class Asking:
         allowances: the tools that run without a question.
         pace: is told when the endpoint has too much to do.
         check: raises before a turn that the limits do not allow.
-        charge: is told of every turn that was made.
+        charge: is told of every turn, when it begins and when it ended.
         tell: is told what the user should know.
     """
 
@@ -124,8 +126,6 @@ class Asking:
         for tries in range(1, BUSY_TRIES + 1):
             records = Recorder()
             said, error = await self._asked(prompt, lane, records)
-            for turn in records.turns:
-                self._charge(turn)
             if error is None or not _is_busy(error, records) or tries == BUSY_TRIES:
                 break
             self._pace.throttle(pause)
@@ -143,7 +143,11 @@ class Asking:
 
         def hear(event: Event | Trace) -> None:
             record(event)
-            if isinstance(event, Throttled):
+            if event.KIND != "trace":  # as most are
+                return
+            if isinstance(event, TurnBegan | TurnEnded):
+                self._charge(records.turns[-1])
+            elif isinstance(event, Throttled):
                 self._pace.throttle(event.seconds)
             elif isinstance(event, Notice) and event.lasting:
                 self._tell(event)

@@ -6,7 +6,8 @@ thing after another. So rows are asked while others are read and written, and no
 Rule 1: memory does not grow with the frame: nothing begins that is `WINDOW` rows ahead of the
 oldest one that is not done.
 Rule 2: what was answered is kept at once, whatever its turn in the order is, and however it ends.
-Rule 3: of rows that ask the same one is asked.
+Rule 3: of rows that ask the same one is asked: also where the first was answered after it was
+looked up what there is for the other.
 Rule 4: what ends all rows lets those end that are under way: they are paid for. An interrupt does
 not wait.
 """
@@ -81,6 +82,9 @@ class Course:
         self._under_way: dict[bytes, list[int]] = {}
         self._done: dict[int, RowOutcome] = {}
         self._new: dict[bytes, RowOutcome] = {}
+        # What came of rows since the piece at hand was looked up, and since the one ahead was.
+        self._before: dict[bytes, RowOutcome] = {}
+        self._since: dict[bytes, RowOutcome] = {}
         self._first = self._written = 0  # the oldest row that is not done, and not written
         self._sums = _Sums()
         self._began = self._wrote = clock.now()
@@ -104,7 +108,8 @@ class Course:
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
-            await asyncio.shield(self._write(last=True))
+            # Handed over before anything is waited for, which may be cancelled once more.
+            await self._write(last=True)
         if self._end is not None:
             raise self._end
 
@@ -116,6 +121,8 @@ class Course:
                     self._take(row, row.outcome, held=row.key != b"")
                 elif row.key in self._under_way:
                     self._under_way[row.key].append(row.number)
+                elif (same := self._lately(row.key)) is not None:
+                    self._take(row, same)
                 else:
                     await self._answer(row, lane)
                 if self._clock.now() - self._wrote >= WRITE_SECONDS:
@@ -142,6 +149,7 @@ class Course:
             del self._under_way[row.key]
         if outcome.status == "completed":
             self._new[row.key] = outcome
+        self._since[row.key] = outcome
         self._sums.add(outcome)
         for number in same:
             self._take(row._replace(number=number), outcome)
@@ -160,8 +168,16 @@ class Course:
             return self._piece.popleft() if self._piece and self._end is None else None
 
     def _read(self) -> asyncio.Future[list[Row]]:
+        self._before, self._since = self._since, dict(self._new)
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._disk.thread, self._rows.piece)
+
+    def _lately(self, key: bytes) -> RowOutcome | None:
+        """Return what came of a row since it was looked up what there is."""
+        outcome = self._since.get(key) or self._before.get(key)
+        if outcome is not None:
+            self._since[key] = outcome
+        return outcome
 
     def _take(self, row: Row, outcome: RowOutcome, *, held: bool = False) -> None:
         """Take note of what came of a row."""

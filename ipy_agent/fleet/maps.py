@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +27,13 @@ from ipy_agent.errors import AgentError, UsageError
 from ipy_agent.fleet.asking import Asking
 from ipy_agent.fleet.course import Course, Disk
 from ipy_agent.fleet.pace import Pace
+from ipy_agent.fleet.result import columns_of
 from ipy_agent.fleet.rows import Rows, circumstances
 from ipy_agent.fleet.sink import Memory, Parquet, Sink
-from ipy_agent.fleet.store import Store
+from ipy_agent.fleet.stores import Stores, Use
 from ipy_agent.fleet.template import Template
 from ipy_agent.protocol.items import Chain
+from ipy_agent.records import TurnRecord
 from ipy_agent.transport.clock import Clock
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ class Maps:
         self._spending = spending
         self._clock = clock or Clock()
         self._numbers = itertools.count(1)
-        self._thread: ThreadPoolExecutor | None = None
-        self._stores: dict[Path | None, Store] = {}
+        self._stores = Stores()
 
     def run(
         self, frame: DataFrame, job: Job, front: Front, allowances: Allowances
@@ -111,43 +111,42 @@ class Maps:
                 f"a map is over the rows of a DataFrame, not of a {type(frame).__name__}: "
                 "make one of it, such as series.to_frame()"
             )
+        columns_of(job.plan.shape)  # a field that can be none is told of now
         template = Template.of(job.plan.prompt, list(frame.columns))
-        sink = _sink(job, frame)
         if not len(frame):
-            return sink.finish()
-        thread = self._thread = self._thread or ThreadPoolExecutor(1, "ipy_agent rows")
-        store = thread.submit(self._store, job.kept).result()
-        held = store.held if not job.fresh else lambda _: {}
-        rows = Rows(frame, template, circumstances(job.plan, job.shared), held)
-        try:
-            self._see_through(rows, Disk(thread, store, sink), job, front, allowances)
-        except AgentError as error:
-            with contextlib.suppress(AgentError):  # what ended it may be the file itself
-                error.result = thread.submit(sink.finish).result()
-            raise
-        except BaseException:
-            thread.submit(sink.abandon).result()
-            raise
-        return thread.submit(sink.finish).result()
+            return _sink(job, frame).finish()
+        with self._stores.used(job.kept) as use:
+            held = use.store.held if not job.fresh else lambda _: {}
+            rows = Rows(frame, template, circumstances(job.plan, job.shared), held)
+            sink = _sink(job, frame)
+            try:
+                self._see_through(rows, use, sink, job, front, allowances)
+                return use.thread.submit(sink.finish).result()
+            except AgentError as error:
+                with contextlib.suppress(AgentError):  # what ended it may be the file itself
+                    error.result = use.thread.submit(sink.finish).result()
+                raise
+            except BaseException:
+                use.thread.submit(sink.abandon).result()
+                raise
 
     def close(self) -> None:
-        """Let go of the stores."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            for store in self._stores.values():
-                thread.submit(store.close)
-            thread.shutdown()
-            self._stores.clear()
+        """End those that go on, which keep what was done, and let go of the stores."""
+        stores, self._stores = self._stores, Stores()
+        stores.close()
 
     def _see_through(
-        self, rows: Rows, disk: Disk, job: Job, front: Front, allowances: Allowances
+        self, rows: Rows, use: Use, sink: Sink, job: Job, front: Front, allowances: Allowances
     ) -> None:
-        plan, spending, number = job.plan, self._spending, -next(self._numbers)
-        model = plan.fields.values.get("model")
+        plan, account = (
+            job.plan,
+            _Account(self._spending, job.plan, -next(self._numbers), self._clock),
+        )
         lanes = min(job.lanes, len(rows))
         way = self._connections.to(plan.target, plan.settings.transport)
 
         async def begin(perform: Carry, hear: Hear) -> None:
+            use.begin()
             pace = Pace(lanes, self._clock)
             asking = Asking(
                 plan,
@@ -157,26 +156,50 @@ class Maps:
                 approve=front.approve,
                 allowances=allowances,
                 pace=pace,
-                check=lambda: spending.check(plan.settings, number, plan.target.name, model),
-                charge=lambda turn: spending.charge(number, turn),
+                check=account.check,
+                charge=account.charge,
                 tell=hear,
             )
             course = Course(
-                rows, disk, asking, lanes=lanes, pace=pace, tell=hear, clock=self._clock
+                rows,
+                Disk(use.thread, use.store, sink),
+                asking,
+                lanes=lanes,
+                pace=pace,
+                tell=hear,
+                clock=self._clock,
             )
             await course.run()
 
         worker = Worker(plan.tools, plan.settings.mode, front.approve, plan.target, allowances)
-        began = self._clock.now()
         try:
             attend(begin, worker, front, self._connections.loop, _nobody)
         finally:
-            spending.took(number, self._clock.now() - began)
+            account.took()
 
-    def _store(self, path: Path | None) -> Store:
-        if path not in self._stores:
-            self._stores[path] = Store(path)
-        return self._stores[path]
+
+class _Account:
+    """What a map takes, counted while it goes on."""
+
+    def __init__(self, spending: Spending, plan: Plan, number: int, clock: Clock) -> None:
+        self._spending, self._plan, self._number, self._clock = spending, plan, number, clock
+        self._counted = clock.now()
+
+    def check(self) -> None:
+        """Raise before a turn that the limits do not allow."""
+        plan = self._plan
+        self.took()
+        model = plan.fields.values.get("model")
+        self._spending.check(plan.settings, self._number, plan.target.name, model)
+
+    def charge(self, turn: TurnRecord) -> None:
+        """Count a turn, when it begins and when it ended."""
+        self._spending.charge(self._number, turn)
+
+    def took(self) -> None:
+        """Count the time that passed since the last time."""
+        since, self._counted = self._counted, self._clock.now()
+        self._spending.took(self._number, self._counted - since)
 
 
 def _sink(job: Job, frame: DataFrame) -> Sink:

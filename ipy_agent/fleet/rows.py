@@ -2,7 +2,9 @@
 
 Rule 1: rows are prepared a piece at a time, on the thread that has the store: none waits on the
 loop for a disk, and a frame of any length takes no room here.
-Rule 2: a key stands for all that an answer depends on and our side knows: whom it is asked of, the
+Rule 2: the frame is the caller's, who may change it meanwhile: its columns are taken at once, which
+copies nothing.
+Rule 3: a key stands for all that an answer depends on and our side knows: whom it is asked of, the
 request with what was said before it, the prompt. Who asks, and over which connection, is not in it.
 """
 
@@ -56,24 +58,25 @@ class Rows:
     def __init__(
         self, frame: DataFrame, template: Template, circumstances: bytes, held: Held
     ) -> None:
-        self._frame = frame
+        self._index = frame.index
+        self._columns = [frame[name] for name in template.columns]
         self._template = template
         self._circumstances = circumstances
         self._held = held
         self._next = 0
 
     def __len__(self) -> int:
-        return len(self._frame)
+        return len(self._index)
 
     def index(self, numbers: Sequence[int]) -> Index[Any]:
         """Return the labels of rows by their numbers."""
-        labels: Index[Any] = self._frame.index[numbers]
+        labels: Index[Any] = self._index[numbers]
         return labels
 
     def piece(self) -> list[Row]:
         """Return the next rows; none when there are no more."""
         begin, self._next = self._next, min(self._next + PIECE, len(self))
-        columns = [self._frame[name].iloc[begin : self._next] for name in self._template.columns]
+        columns = [column.iloc[begin : self._next] for column in self._columns]
         values = zip(*columns, strict=True)
         rows = [self._row(number, told) for number, told in enumerate(values, begin)]
         held = self._held([row.key for row in rows if row.outcome is None])

@@ -106,6 +106,7 @@ class Parquet:
         self._schema: Any = None
         self._writer: Any = None
         self._file: IO[bytes] | None = None
+        self._failure: AgentError | None = None
         with self._told():
             self._file = self._beside.open("xb")
 
@@ -147,22 +148,25 @@ class Parquet:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Tell of what cannot be written, and leave nothing of it behind."""
+        """Tell of what cannot be written, again if need be, and leave nothing of it behind."""
         import pyarrow as pa  # noqa: PLC0415 (an extra)
 
+        if self._failure is not None:
+            raise self._failure
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeError) as error:
             self.abandon()
             if isinstance(error, OSError):
                 why = error.strerror or str(error)
             else:
                 why = f"parquet has no form for its index ({error}): reset_index() gives another"
-            raise AgentError(
+            self._failure = AgentError(
                 f"cannot write {str(self.path)!r}: {why}; the answers so far are kept: "
                 "run it again, and only the rest is asked",
                 code="export",
-            ) from error
+            )
+            raise self._failure from error
 
 
 class _Pieces:

@@ -94,9 +94,12 @@ class Lineage:
 
     def remember(self, full: Request, response_id: str, output: list[Item]) -> None:
         """Take note that the peer answered `full` with `output` and keeps both."""
-        before = self._latest.get(full.stream_id)
-        if not self._keeps_all or _is_one_of_many(full, before):
-            self._drop(before)
+        latest = self._latest.get(full.stream_id)
+        # One of many that share a beginning goes on from that, or from its own latest: there would
+        # be as many as rows.
+        is_one_of_many = latest is not None and latest.request.shared is not None
+        if is_one_of_many or not self._keeps_all:
+            self._drop(latest)
         known = _Known(response_id, full, list(output))
         self._latest[full.stream_id] = self._known[id(full.input)] = known
         self._began = True
@@ -151,14 +154,6 @@ _CHANGES = {
     "reasoning": "reasoning_effort_changed",
     "prompt_cache_key": "prompt_cache_key_changed",
 }
-
-
-def _is_one_of_many(full: Request, before: _Known | None) -> bool:
-    """Whether what a lane answered before is over, as one of many that share their beginning is.
-
-    Nobody goes on from it: remembered, such would take room for each of them without end.
-    """
-    return full.shared is not None and before is not None and before.request.shared is not None
 
 
 def _differ(name: str, one: dict[str, Any], other: dict[str, Any]) -> bool:

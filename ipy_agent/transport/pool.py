@@ -52,10 +52,19 @@ class Pool:
         self.clock = clock
         self.limits = endpoint.limits
         self._locate = locate
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: list[Connection] = []
         self._opened = 0
         self._opening = asyncio.Lock()
         self._left = asyncio.Event()
+
+    def is_new_here(self) -> bool:
+        """Whether nothing was done on this loop yet; what waited on another is gone with it."""
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return False
+        self._loop, self._opening, self._left = loop, asyncio.Lock(), asyncio.Event()
+        return True
 
     def ready(self, request: Request) -> Place | None:
         """Return the place of a turn, if nothing has to be opened, closed or waited for first."""

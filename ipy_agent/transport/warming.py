@@ -109,6 +109,10 @@ class Warming:
                 answer = await self._take_in(place, full)
                 prefix.learn(answer, place.connection.number, self._pool.clock.now())
 
+    def forget(self) -> None:
+        """Forget what was taken in: all that held it is gone."""
+        self._prefixes.clear()
+
     def refused(self, place: Place, request: Request) -> None:
         """Take note that the peer does not hold what it had taken in."""
         if request.shared is not None:

@@ -88,6 +88,7 @@ class WebSocketTransport:
     async def stream(self, request: Request) -> Stream:
         """Answer a whole request; see `Transport.stream`."""
         received, attempt, mended = 0, 0, set[str]()
+        self._settle()
         while True:
             place = self._pool.ready(request)
             if place is None:
@@ -124,6 +125,11 @@ class WebSocketTransport:
                     attempt += 1
             finally:
                 await self._leave(place)
+
+    def _settle(self) -> None:
+        """Begin anew where the loop is another one, since what it was on was closed."""
+        if self._pool.is_new_here():
+            self._warming.forget()
 
     async def rehearse(self, request: Request) -> Rehearsal:
         """Return what `stream` would send now; see `Transport.rehearse`."""

@@ -73,7 +73,7 @@ class FaultProxy:
 
     def __init__(self, port, lines=(), clock=None):
         self.lines = list(lines)
-        self.harms = True
+        self.harms, self.silent = True, False
         self.happened = []
         self.connections = 0
         self._to = port
@@ -86,6 +86,10 @@ class FaultProxy:
     def endpoint(self, **more):
         """Return the server's endpoint as it is seen through here."""
         return Endpoint.named(f"http://127.0.0.1:{self.port}/v1", **more)
+
+    def silence(self):
+        """Pass nothing on any more, either way, of what is there or comes; from any thread."""
+        self.silent = True
 
     def cut(self):
         """Reset all connections that there are."""
@@ -136,6 +140,8 @@ class FaultProxy:
         faults = sorted((one for one in told if one.way == way), key=lambda one: one.after)
         through = 0
         while data := await reader.read(2**16):
+            if self.silent:
+                continue
             for old, new in instead:
                 data = data.replace(old, new)
             while self.harms and faults and faults[0].after - through < len(data):

@@ -1,10 +1,14 @@
-"""Rows' outcomes, made by hand."""
+"""Rows' outcomes, made by hand; sessions that answer from a script."""
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
+from ipy_agent.endpoints import Endpoint
 from ipy_agent.fleet.outcome import RowOutcome
+from ipy_agent.sessions import Session
+from ipy_agent.transport.scripted import ScriptedTransport
 
 
 @pytest.fixture
@@ -24,3 +28,23 @@ def outcome():
         return RowOutcome(**(told | changes))
 
     return make
+
+
+@pytest.fixture
+def scripted():
+    """Return a function that makes a session and its transport."""
+    made = []
+
+    def make(script=(), **settings):
+        transport = ScriptedTransport(list(script))
+        made.append(Session(Endpoint(name="x", url="http://x/v1"), transport=transport, **settings))
+        return made[-1], transport
+
+    yield make
+    for session in made:
+        session.close()
+
+
+@pytest.fixture
+def frame():
+    return pd.DataFrame({"name": ["ann", "bob", "cem"]}, index=[7, 3, 5])

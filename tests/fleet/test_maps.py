@@ -15,7 +15,7 @@ import pytest
 
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import TOOLS, tool_of
-from ipy_agent.endpoints import Endpoint, Limits
+from ipy_agent.endpoints import Limits
 from ipy_agent.errors import (
     AgentError,
     BudgetExceeded,
@@ -27,7 +27,6 @@ from ipy_agent.fleet.outcome import FIGURES
 from ipy_agent.protocol.items import text
 from ipy_agent.sessions import Session
 from ipy_agent.trace import Notice, RowsProgress
-from ipy_agent.transport.scripted import ScriptedTransport
 
 REFUSED = {"error": {"status": 500, "message": "no luck"}}
 BUSY = {"error": {"status": 429, "code": "rate_limit_exceeded", "retry_after": 0.01}}
@@ -60,26 +59,6 @@ class Looking(Quiet):
     @property
     def progress(self):
         return [one for one in self.seen if isinstance(one, RowsProgress)]
-
-
-@pytest.fixture
-def scripted():
-    """Return a function that makes a session and its transport."""
-    made = []
-
-    def make(script=(), **settings):
-        transport = ScriptedTransport(list(script))
-        made.append(Session(Endpoint(name="x", url="http://x/v1"), transport=transport, **settings))
-        return made[-1], transport
-
-    yield make
-    for session in made:
-        session.close()
-
-
-@pytest.fixture
-def frame():
-    return pd.DataFrame({"name": ["ann", "bob", "cem"]}, index=[7, 3, 5])
 
 
 def asked(transport):

@@ -190,20 +190,21 @@ def test_an_older_response_is_continued_from_where_it_is_kept(new_ends, keeps_al
     assert sent.previous_response_id == parent
 
 
-def test_of_many_that_share_a_beginning_a_lane_remembers_the_latest():
-    """What is remembered does not grow with them, and what they share stays."""
-    lineage = Lineage(keeps_all=True)
-    shared, after = CHAIN, []
-    lineage.remember(request(shared, stream_id="each"), "resp_shared", [])
-    for number in range(20):
-        asked = shared.extend([user(str(number))])
-        lineage.remember(
-            request(asked, stream_id="each.1", shared=shared), f"resp_{number}", ANSWER
-        )
-        after.append(asked.extend([*ANSWER, user("go on")]))
+@pytest.mark.parametrize("lane", ["a", None])
+def test_of_many_that_share_a_beginning_one_is_known_on_a_lane(lane):
+    """Also where the peer keeps all; what they share stays known, on whichever lane it is."""
+    lineage, shared = Lineage(keeps_all=True), EMPTY.extend([user("in common")])
+    warm = request(shared, stream_id="each" if lane else None, generate=False)
+    lineage.remember(warm, "warm", [])
+    for number in range(50):
+        whole = shared.extend([user(f"row {number}")])
+        asked = request(whole, stream_id=lane, shared=shared)
 
-    parents = [lineage.shorten(request(chain)).previous_response_id for chain in after]
-    assert parents == ["resp_shared"] * 19 + ["resp_19"]
+        assert lineage.shorten(asked).previous_response_id == "warm"
+        lineage.remember(asked, f"r{number}", [message("well")])
+        then = request(whole.extend([message("well"), user("and?")]), stream_id=lane, shared=shared)
+        assert lineage.shorten(then).previous_response_id == f"r{number}"
+    assert repr(lineage) == "<Lineage of 2 responses>"
 
 
 def test_that_a_peer_keeps_only_the_latest_can_be_learnt(new_ends):
