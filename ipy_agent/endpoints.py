@@ -59,6 +59,8 @@ class Limits:
         body_bytes: the largest body over HTTP, where that is another size.
         one_model: it serves the model of its first turn only.
         keeps_all: every response on it can be continued from, not only each lane's latest.
+        reforks: a lane that was used may go on from another lane's response, as a new one does.
+        at_once: how many of many requests suit it at the same time; `None`, as many as `in_flight`.
         deflate: it may be offered to compress, unless it is on this machine.
     """
 
@@ -70,6 +72,8 @@ class Limits:
     body_bytes: int | None = None
     one_model: bool = False
     keeps_all: bool | None = None
+    reforks: bool = True
+    at_once: int | None = None
     deflate: bool = True
 
 
@@ -304,6 +308,7 @@ ENDPOINTS = {
                 frame_bytes=16 * 2**20,
                 body_bytes=4 * 2**20,
                 keeps_all=True,
+                at_once=4,  # its slots
             ),
             stores=True,
             context="off",  # its model is small: the fewer words, the better

@@ -57,10 +57,22 @@ class Lineage:
         """
         for known, behind in self._answered(full.input):
             if known.request.fields == full.fields:
+                if known.request.stream_id != full.stream_id:
+                    known = self._own(full, len(behind)) or known  # noqa: PLW2901 (as long)
                 return msgspec.structs.replace(
                     full, input=EMPTY.extend(behind), previous_response_id=known.id
                 )
         return full
+
+    def holds(self, full: Request) -> bool:
+        """Whether the lane of a request has been asked just that before, and said nothing to it."""
+        known = self._known.get(id(full.input))
+        return (
+            known is not None
+            and not known.output
+            and known.request.stream_id == full.stream_id
+            and known.request.fields == full.fields
+        )
 
     def why(self, full: Request) -> str:
         """Return why nothing of a request can be left out: a reason for `cache_miss`."""
@@ -110,6 +122,17 @@ class Lineage:
             behind = input.since(node.length)
             if behind[: len(known.output)] == known.output:
                 yield known, behind[len(known.output) :]
+
+    def _own(self, full: Request, new: int) -> _Known | None:
+        """Return the latest response of a request's lane, if all but so many items are in it."""
+        own = self._latest.get(full.stream_id)
+        if own is None or own.request.fields != full.fields:
+            return None
+        before, output = own.request.input, own.output
+        behind = full.input.length - before.length
+        if behind != len(output) + new or full.input.back(behind) is not before:
+            return None
+        return own if full.input.since(before.length)[: len(output)] == output else None
 
     def _drop(self, known: _Known | None) -> None:
         if known is not None and self._known.get(id(known.request.input)) is known:

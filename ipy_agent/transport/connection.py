@@ -48,6 +48,8 @@ class Connection:
         echoes: whether it was seen to tell lanes apart; `None` until it was tried.
         refused_bytes: the size of the request that was too big for its peer, if one was.
         keeps_all: whether it is known to keep every response, not only each lane's latest.
+        reforks: whether a lane that was used may go on from another's response.
+        warming: held while what many share is taken in.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Connection:
         self.lanes: dict[str | None, LiveLane] = {}
         self.in_flight = asyncio.Semaphore(limits.in_flight)
         self.keeps_all = limits.keeps_all is True
+        self.reforks = limits.reforks
+        self.warming = asyncio.Lock()
         self.refused_bytes: int | None = None
         self._sent_bytes = 0
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -61,6 +61,11 @@ class LiveLane:
             self._free.clear()
             await self._free.wait()
 
+    @property
+    def used(self) -> bool:
+        """Whether it had a response before the turn that is on it, or is next."""
+        return (self._response or self._before) is not None
+
     def begin(self, sent_bytes: int) -> None:
         """Take note that a turn is asked for."""
         self.moves.move(CLIENT, "create")

@@ -26,7 +26,10 @@ from ipy_agent.transport.clock import Clock
 from ipy_agent.transport.connection import Connection, open_connection
 from ipy_agent.transport.livelane import LiveLane
 
-__all__ = ["Place", "Pool"]
+__all__ = ["EACH", "Place", "Pool"]
+
+EACH = "each"
+"""The lane of what many requests begin with, which stands still."""
 
 MAX_CONNECTIONS = 16
 MAX_LANES = 32
@@ -65,7 +68,10 @@ class Pool:
         async with self._opening:
             await self._sweep()
             while (chosen := self._choice(request, self._connections)) is None:
-                if len(self._connections) < MAX_CONNECTIONS:
+                if request.shared is not None and any(map(_is_tried_out, self._connections)):
+                    # One of many: how many there is room for is known in a moment.
+                    await self._next_leave()
+                elif len(self._connections) < MAX_CONNECTIONS:
                     async with contextlib.aclosing(self._open(request)) as opening:
                         async for notice in opening:
                             yield notice
@@ -114,25 +120,34 @@ class Pool:
         await asyncio.gather(*(connection.close() for connection in connections))
 
     def _choice(self, request: Request, among: Iterable[Connection]) -> Connection | None:
-        name, model = request.stream_id, _model(request)
-        fit = [one for one in among if self._takes(one, name, model)]
+        model = _model(request)
+        fit = [one for one in among if self._takes(one, request, model)]
         if len(fit) == 1:  # as nearly always
             return fit[0]
         return max(fit, key=lambda one: _worth(one, request), default=None)
 
-    def _takes(self, connection: Connection, name: str | None, model: str | None) -> bool:
+    def has_room(self, connection: Connection, *names: str) -> bool:
+        """Whether a connection may have these lanes beside those that it has."""
+        most = MAX_LANES if self.limits.lanes is None else self.limits.lanes  # None: tried out
+        return len((connection.lanes.keys() | set(names)) - {None}) <= most
+
+    def _takes(self, connection: Connection, request: Request, model: str | None) -> bool:
         """Whether a turn on the lane of a branch may begin on a connection now."""
+        name = request.stream_id
         lane = connection.lanes.get(name)
-        trying_out = connection.echoes is None and connection.busy
         other_model = self.limits.one_model and connection.model not in (None, model)
-        if not connection.alive or trying_out or other_model:
+        if not connection.alive or _is_tried_out(connection) or other_model:
             return False
         if lane is not None:
             return not lane.taken
         if connection.echoes is False:
             return not connection.lanes
-        most = MAX_LANES if self.limits.lanes is None else self.limits.lanes  # None: tried out
-        return name is None or len(connection.lanes.keys() - {None}) < most
+        if request.shared is not None and _under_way(connection) >= self.limits.in_flight:
+            return False  # of many one does not wait in line where another socket may be had
+        if name is None:
+            return True
+        alone = request.shared is None or self.limits.lanes == 1
+        return self.has_room(connection, *((name,) if alone else (name, EACH)))
 
     async def _open(self, request: Request) -> AsyncGenerator[Notice, None]:
         found: Notice | Address | None = None
@@ -159,11 +174,14 @@ class Pool:
         """Let go of the connection that idled longest; if none does, wait for one."""
         idle = [connection for connection in self._connections if not connection.busy]
         if not idle:
-            self._left.clear()
-            await self._left.wait()
+            await self._next_leave()
             return
         min(idle, key=lambda connection: connection.used_at).leaving = True
         await self._sweep()
+
+    async def _next_leave(self) -> None:
+        self._left.clear()
+        await self._left.wait()
 
     async def _sweep(self) -> None:
         """Close what is worn out, lost or left, as soon as nobody has a turn on it."""
@@ -190,6 +208,16 @@ def _taken(connection: Connection, request: Request) -> Place:
     place = Place(connection, connection.lane(request.stream_id))
     place.lane.taken = True
     return place
+
+
+def _under_way(connection: Connection) -> int:
+    """Return how many turns a connection has; what is taken in for many is none."""
+    return sum(lane.taken for name, lane in connection.lanes.items() if name != EACH)
+
+
+def _is_tried_out(connection: Connection) -> bool:
+    """Whether it is about to be known if a connection has lanes."""
+    return connection.alive and connection.echoes is None and connection.busy
 
 
 def _model(request: Request) -> str | None:

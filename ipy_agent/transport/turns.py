@@ -26,6 +26,7 @@ class Turn:
     Attributes:
         full: all of it, on the lane that it has.
         short: what is sent of it.
+        forks: whether that goes on from what another lane holds.
     """
 
     def __init__(self, place: Place, request: Request, mended: set[str]) -> None:
@@ -34,12 +35,14 @@ class Turn:
         self.mended = mended
         self.full = msgspec.structs.replace(request, stream_id=place.lane.wire)
         self.short = self.full
+        self.forks = False
         self._resent: str | None = None
         self._done: list[Item] = []
 
     def shortened(self, compare_to: str | None) -> Request:
         """Return the request less what the peer holds; what it forks from is kept there."""
         short, sources, self._resent = self._foreseen()
+        self.forks = bool(sources)
         for source in sources:
             self.place.lane.forks_from(source)
         self.short = msgspec.structs.replace(short, compare_to=compare_to)
@@ -65,6 +68,8 @@ class Turn:
         ]
         if any(source.moves.state is not State.IDLE for source in sources):
             # Its next response takes the place of the shared one at any moment.
+            return self.full, [], "evicted"
+        if sources and lane.used and not connection.reforks:
             return self.full, [], "evicted"
         return short, sources, None
 

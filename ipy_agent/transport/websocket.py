@@ -31,6 +31,7 @@ from ipy_agent.transport.connection import CONNECTION_LIMIT
 from ipy_agent.transport.pool import Place, Pool
 from ipy_agent.transport.rehearsal import Rehearsal
 from ipy_agent.transport.turns import Turn
+from ipy_agent.transport.warming import Warming
 
 __all__ = ["WebSocketTransport"]
 
@@ -80,6 +81,7 @@ class WebSocketTransport:
         self._probe = probe
         self._clock = clock or Clock()
         self._pool = Pool(endpoint, locate, self._clock)
+        self._warming = Warming(self._pool, self._send, self._wait, self._mends)
         self._diagnoses = endpoint.diagnoses
         self._answered: dict[str | None, str] = {}
 
@@ -97,6 +99,8 @@ class WebSocketTransport:
                             place = found
                 assert place is not None  # noqa: S101 (it is the last, or finding it raises)
             try:
+                if request.shared is not None:
+                    await self._warming.warm(place, request, request.shared)
                 async with place.connection.in_flight:
                     await place.lane.stands_free()
                     if not await place.connection.answers(self._probe):
@@ -119,9 +123,7 @@ class WebSocketTransport:
                         return
                     attempt += 1
             finally:
-                if (refused := place.connection.refused_bytes) is not None:
-                    self._limit(frame_bytes=refused - 1)
-                await self._pool.leave(place)
+                await self._leave(place)
 
     async def rehearse(self, request: Request) -> Rehearsal:
         """Return what `stream` would send now; see `Transport.rehearse`."""
@@ -189,6 +191,11 @@ class WebSocketTransport:
                     sent=True,
                 )
 
+    async def _leave(self, place: Place) -> None:
+        if (refused := place.connection.refused_bytes) is not None:
+            self._limit(frame_bytes=refused - 1)
+        await self._pool.leave(place)
+
     def _limit(self, **learnt: Any) -> None:
         self._pool.limits = dataclasses.replace(self._pool.limits, **learnt)
 
@@ -219,7 +226,15 @@ class WebSocketTransport:
     # what is done about what a peer will not do
 
     def _resend_whole(self, turn: Turn) -> None:
-        lineage, parent = turn.place.connection.lineage, turn.short.previous_response_id
+        connection, parent = turn.place.connection, turn.short.previous_response_id
+        lineage = connection.lineage
+        if lineage.lanes_at(parent) and turn.forks and turn.place.lane.used:
+            # Nobody moved its parent: it is the lane that may not go on from there.
+            connection.reforks = False
+            self._limit(reforks=False)
+            lineage.forget(turn.short)
+            return
+        self._warming.refused(turn.place, turn.request)
         if self._pool.limits.keeps_all is None and not lineage.lanes_at(parent):
             self._limit(keeps_all=False)
         if self._pool.limits.keeps_all is False:  # which another connection may have found out

@@ -71,6 +71,29 @@ def answered(ends):
     return CHAIN.extend(output)
 
 
+def test_what_a_lane_was_asked_just_so_is_held():
+    """Not by another lane, with other settings, or where it was answered; `EMPTY` is a place."""
+    lineage = Lineage()
+    lineage.remember(request(EMPTY, stream_id="each", generate=False), "resp_1", [])
+    lineage.remember(request(CHAIN, stream_id="a"), "resp_2", ANSWER)
+
+    assert lineage.holds(request(EMPTY, stream_id="each"))
+    assert not lineage.holds(request(EMPTY, stream_id="a"))
+    assert not lineage.holds(request(EMPTY, Fields(FIELDS[1]), stream_id="each"))
+    assert not lineage.holds(request(CHAIN, stream_id="a"))
+    assert lineage.shorten(request(CHAIN, stream_id="b")).previous_response_id == "resp_1"
+
+
+def test_a_lane_goes_on_from_its_own_response_where_another_holds_as_much(ends, answered):
+    """A warm-up of the same conversation elsewhere is for others to fork from."""
+    ends.turn(request(answered, stream_id="each", generate=False))
+    own, _ = ends.turn(request(answered.extend([user("two")])))
+    fork, _ = ends.turn(request(answered.extend([user("else")]), stream_id="f"))
+
+    assert own.previous_response_id == "resp_1"
+    assert fork.previous_response_id == "resp_2"
+
+
 @pytest.mark.parametrize(
     "chain",
     [
