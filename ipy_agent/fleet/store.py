@@ -148,18 +148,22 @@ class Store:
 def sweep(file: sqlite3.Connection, room: int = ROOM) -> None:
     """Take away what is too old, and the oldest of what is too much; a slice at a time."""
     old = int(time.time()) - DAYS * 86_400
-    while True:
-        is_full = _size(file) > room
-        first = file.execute("SELECT at FROM outcomes ORDER BY number LIMIT 1").fetchone()
-        if first is None or not (is_full or first[0] < old):
+    gone = 1
+    while gone > 0:
+        values = {"all": _size(file) > room, "old": old, "slice": SLICE}
+        first = file.execute(
+            "SELECT :all OR at < :old FROM outcomes ORDER BY number LIMIT 1", values
+        ).fetchone()
+        if first is None or not first[0]:
             return  # others are not kept waiting for nothing
         with file:
             file.execute("BEGIN IMMEDIATE")
-            file.execute(
+            gone = file.execute(
                 "DELETE FROM outcomes WHERE number IN "
-                "(SELECT number FROM outcomes ORDER BY number LIMIT ?) AND (? OR at < ?)",
-                (SLICE, is_full, old),
-            )
+                "(SELECT number FROM outcomes ORDER BY number LIMIT :slice) "
+                "AND (:all OR at < :old)",
+                values,
+            ).rowcount
         # Not by `execute`, which gives back a single page.
         file.executescript("PRAGMA incremental_vacuum")
 

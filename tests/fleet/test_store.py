@@ -145,6 +145,43 @@ def test_processes_that_write_at_once_lose_nothing(store, path):
     ]
 
 
+KILLED = """
+import itertools, sys
+from pathlib import Path
+from ipy_agent.fleet.outcome import RowOutcome
+from ipy_agent.fleet.store import Store
+
+store = Store(Path(sys.argv[1]))
+for at in itertools.count(int(sys.argv[2]), 10):
+    keys = [number.to_bytes(16, "big") for number in range(at, at + 10)]
+    store.keep({key: RowOutcome(text="x" * (at % 5_000), status="completed") for key in keys})
+    print(at + 10, flush=True)
+"""
+
+
+@pytest.mark.long
+def test_what_was_kept_survives_a_kill(path, amount, chance, figure):
+    """At any moment, again and again: of the last piece there is all or nothing."""
+    kept, kills = 0, amount(8, 300)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, path, str(kept)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(chance.randrange(1, 60)):
+            kept = int(process.stdout.readline())
+        process.kill()
+        kept = max(kept, *(int(line) for line in process.stdout), 0)
+        process.communicate()
+        with contextlib.closing(Store(path)) as one:
+            found = one.held([key(number) for number in range(kept + 10)])
+            assert one.trouble is None
+        assert len(found) in {kept, kept + 10}
+        assert found.keys() >= set(map(key, range(kept)))
+
+    figure(f"{kills} kills, {kept:,} rows kept, none lost")
+    assert list(path.parent.glob("*damaged*")) == []
+
+
 def test_opening_a_file_takes_no_lock_from_another_store_of_the_process(store, path, outcome):
     """While one store writes, nobody else does, though a second one was opened and closed."""
     one = store(path)
@@ -278,7 +315,7 @@ def test_damage_that_is_found_late_is_set_aside_too(store, path, outcome):
     assert other.held([key(1)]) == {key(1): outcome("new")}
     assert (one.trouble, other.trouble) == (None, None)
     assert (path.parent / "rows.damaged-1").exists()
-    assert not undo.exists()
+    assert (path.parent / "rows.damaged-1-journal").exists()
     assert not (path.parent / "rows.damaged-2").exists()
 
 
