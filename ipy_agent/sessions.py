@@ -239,6 +239,7 @@ class Session:
         concurrency: int | None = None,
         out: str | Path | None = None,
         fresh: bool = False,
+        client: Any = None,
         branch: str | None = None,
         model: str | None = None,
         mode: str | None = None,
@@ -246,21 +247,29 @@ class Session:
         max_output_tokens: int | None = None,
         endpoint: str | Endpoint | None = None,
         front: Front | None = None,
-    ) -> DataFrame | Path:
+    ) -> Any:
         """Ask once a row, many rows at a time, and return a row for each. Blocks.
 
         Every row goes on from what was said on the branch so far, as from a fork: the endpoint
         takes that in once. Nothing is added to the conversation. What came of a row is kept by its
         prompt, model and settings: asked again, only rows that failed or changed are asked.
 
+        With a `dask.dataframe`, or with `client`, rows are asked by Dask's workers, each over a
+        connection of its own. They read the key from their own environment. Each keeps what came of
+        rows on its own disk: when a worker is lost, others there ask only the rest; on another
+        machine, and with `fresh`, rows of the lost partition are asked again. The result has each
+        row once. What workers take is not counted in the session's budgets.
+
         Args:
-            frame: the table.
+            frame: the table; a lazy one of Dask gives a lazy one, which asks when it is computed.
             template: the prompt; `{column}` is put in from the row, and nothing else.
             schema: the type that an answer has to be, as for `run`; its fields become columns.
             tools: the names of the tools that rows may call; by default none.
-            concurrency: rows under way at once, 1 to 256; by default what suits the endpoint.
+            concurrency: rows under way at once, 1 to 256, on each worker; by default what suits
+                the endpoint.
             out: a `.parquet` file to write to piece by piece, for more than fits into memory.
             fresh: ask all rows, whatever came of them before.
+            client: a `dask.distributed.Client`, whose workers ask.
             branch: whose conversation the rows go on from.
             model: another model.
             mode: another approval mode.
@@ -303,6 +312,18 @@ class Session:
                 out=None if out is None else Path(out),
                 fresh=fresh,
             )
+            if client is not None or type(frame).__module__.startswith("dask."):
+                from ipy_agent.fleet.workers import mapped  # noqa: PLC0415 (an extra)
+
+                return mapped(
+                    frame,
+                    job,
+                    schema=schema,
+                    kept=rows_path if plan.settings.journal else None,
+                    connections=self._connections,
+                    client=client,
+                    front=front or Quiet(),
+                )
             return maps.run(frame, job, front or Quiet(), self._execution.allowances)
 
     def rehearse(

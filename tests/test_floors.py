@@ -62,6 +62,9 @@ ONLY_IN = {
     "uvicorn": {"server"},
     "xllamacpp": {"server"},
     "nest_asyncio2": {"coroutines"},
+    "dask": {"fleet"},
+    "distributed": {"fleet"},
+    "cloudpickle": {"fleet"},
 }
 LAZY = {
     *("nbclient", "nbconvert"),  # optional, and slow to load: inside a function only
