@@ -7,6 +7,8 @@ Rule 1: memory does not grow with the frame: nothing begins that is `WINDOW` row
 oldest one that is not done.
 Rule 2: what was answered is kept at once, whatever its turn in the order is, and however it ends.
 Rule 3: of rows that ask the same one is asked.
+Rule 4: what ends all rows lets those end that are under way: they are paid for. An interrupt does
+not wait.
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ class Course:
         self._sums = _Sums()
         self._began = self._wrote = clock.now()
         self._is_troubled = self._is_full = False
+        self._end: Exception | None = None
 
     async def run(self) -> None:
         """Ask all rows. However it ends, what was answered is written or on its way.
@@ -96,24 +99,32 @@ class Course:
             async with asyncio.TaskGroup() as group:
                 for number in range(1, self._lanes + 1):
                     group.create_task(self._answer_on(f"each.{number}"))
-        except BaseExceptionGroup as ends:
-            raise _end(ends) from None
+        except* Stopped:
+            raise asyncio.CancelledError from None
         finally:
             if self._ahead is not None:
                 self._ahead.cancel()
             await asyncio.shield(self._write(last=True))
+        if self._end is not None:
+            raise self._end
 
     async def _answer_on(self, lane: str) -> None:
         """Answer rows on one lane until there are no more."""
-        while (row := await self._next()) is not None:
-            if row.outcome is not None:
-                self._take(row, row.outcome, held=row.key != b"")
-            elif row.key in self._under_way:
-                self._under_way[row.key].append(row.number)
-            else:
-                await self._answer(row, lane)
-            if self._clock.now() - self._wrote >= WRITE_SECONDS:
-                await self._write()
+        try:
+            while (row := await self._next()) is not None:
+                if row.outcome is not None:
+                    self._take(row, row.outcome, held=row.key != b"")
+                elif row.key in self._under_way:
+                    self._under_way[row.key].append(row.number)
+                else:
+                    await self._answer(row, lane)
+                if self._clock.now() - self._wrote >= WRITE_SECONDS:
+                    await self._write()
+        except Stopped:
+            raise
+        except Exception as error:  # noqa: BLE001 (raised again, when the others have ended)
+            self._end = self._end or (error.error if isinstance(error, Ended) else error)
+            self._room.set()
 
     async def _answer(self, row: Row, lane: str) -> None:
         same = self._under_way[row.key] = [row.number]
@@ -121,6 +132,8 @@ class Course:
         try:
             await self._pace.begin()
             try:
+                if self._end is not None:
+                    return
                 outcome = await self._asking.outcome(row.prompt, lane)
                 answered = outcome.text is not None
             finally:
@@ -136,15 +149,15 @@ class Course:
     async def _next(self) -> Row | None:
         """Return the next row, once there is room for it; `None` when there are no more."""
         async with self._reading:
-            if not self._piece:
+            if not self._piece and self._end is None:
                 self._piece.extend(await (self._ahead or self._read()))
-                if not self._piece:
+                self._ahead = self._read() if self._piece else None
+            while self._piece and self._piece[0].number >= self._first + WINDOW:
+                if self._end is not None:
                     return None
-                self._ahead = self._read()
-            while self._piece[0].number >= self._first + WINDOW:
                 self._room.clear()
                 await self._room.wait()
-            return self._piece.popleft()
+            return self._piece.popleft() if self._piece and self._end is None else None
 
     def _read(self) -> asyncio.Future[list[Row]]:
         loop = asyncio.get_running_loop()
@@ -228,11 +241,3 @@ class _Sums:
         self.output_tokens += outcome.output_tokens or 0
         if outcome.cost_usd is not None:
             self.cost_usd = (self.cost_usd or 0.0) + outcome.cost_usd
-
-
-def _end(ends: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what ended all rows, as it is told outside."""
-    first = ends.exceptions[0]
-    if isinstance(first, Ended):
-        return first.error
-    return asyncio.CancelledError() if isinstance(first, Stopped) else first

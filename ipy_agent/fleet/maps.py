@@ -9,6 +9,7 @@ Rule 1: what ends a map takes nothing back: its error has what was done as `resu
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,6 +106,11 @@ class Maps:
         """
         if job.concurrency is not None and not 1 <= job.concurrency <= MOST:
             raise UsageError(f"concurrency is a number from 1 to {MOST}, not {job.concurrency}")
+        if not hasattr(frame, "columns"):
+            raise UsageError(
+                f"a map is over the rows of a DataFrame, not of a {type(frame).__name__}: "
+                "make one of it, such as series.to_frame()"
+            )
         template = Template.of(job.plan.prompt, list(frame.columns))
         sink = _sink(job, frame)
         if not len(frame):
@@ -116,7 +122,8 @@ class Maps:
         try:
             self._see_through(rows, Disk(thread, store, sink), job, front, allowances)
         except AgentError as error:
-            error.result = thread.submit(sink.finish).result()
+            with contextlib.suppress(AgentError):  # what ended it may be the file itself
+                error.result = thread.submit(sink.finish).result()
             raise
         except BaseException:
             thread.submit(sink.abandon).result()

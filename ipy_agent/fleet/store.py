@@ -31,7 +31,8 @@ from ipy_agent.secrets import holds_secret, redacted
 __all__ = ["Store", "sweep"]
 
 DAYS = 90
-ROOM = 500 * 2**20
+ROOM = 5 * 2**30
+"""Bytes. Ten million rows of a few words fit; what goes is asked, and paid for, once more."""
 BUSY_SECONDS = 5.0
 """How long another process may write before the file counts as locked."""
 AT_ONCE = 500

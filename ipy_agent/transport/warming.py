@@ -102,7 +102,7 @@ class Warming:
     async def warm(self, place: Place, request: Request, shared: Chain) -> None:
         """See to it that what a request shares is held where it goes, if it can be."""
         prefix = self._prefix(shared, request.fields)
-        full = msgspec.structs.replace(request, input=shared, shared=None, generate=False)
+        full = Request(fields=request.fields, input=shared, generate=False, stream_id=EACH)
         keeps = self._keeps(place.connection)
         async with place.connection.warming if keeps else prefix.first:
             if self._is_due(prefix, place, full):

@@ -140,11 +140,11 @@ def is_warm_up(asked):
 class Rows:
     """Many rows over one transport, with so many lanes."""
 
-    def __init__(self, endpoint, limits=STRICT, *, shared=SAID, fields=FIELDS, **more):
-        self.endpoint = dataclasses.replace(endpoint, limits=limits)
+    def __init__(self, endpoint, limits=STRICT, *, shared=SAID, diagnoses=False, **more):
+        self.endpoint = dataclasses.replace(endpoint, limits=limits, diagnoses=diagnoses)
         self.transport = WebSocketTransport(self.endpoint, **more)
         self.way = Recovery(self.transport, self.endpoint, clock=more.get("clock"))
-        self.shared, self.fields = shared, fields
+        self.shared, self.fields = shared, FIELDS
         self.sent = []
 
     async def row(self, number, lane):
@@ -203,6 +203,21 @@ def test_rows_fork_from_one_warm_up_on_lanes_that_are_used_again(run):
     assert all(b"so far" not in frame.encode() and len(frame) < 400 for frame in host.raw)
     assert {(one.held_items, one.sent_items, one.resent) for one in sent} == {(1, 1, None)}
     assert host.codes == []
+
+
+def test_a_warm_up_is_compared_with_nothing(run):
+    """Where an endpoint tells why its prompt cache missed, only rows are asked about."""
+
+    async def main():
+        async with Host() as host, Rows(host.endpoint, diagnoses=True) as rows:
+            await rows.ask(2, 1)
+            rows.fields = Fields({"model": "m", "store": False, "instructions": "Be long."})
+            await rows.ask(2, 1)
+            return host
+
+    ((*warm_ups,),) = run(main()).warm_ups
+    assert len(warm_ups) == 2
+    assert not any("prompt_cache_options" in one for one in warm_ups)
 
 
 def test_our_own_strict_server_lets_used_lanes_fork_again(run, served):
