@@ -38,7 +38,7 @@ from ipy_agent.transport.clock import Clock
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["INSTRUCTIONS", "MOST", "Job", "Maps"]
+__all__ = ["INSTRUCTIONS", "MOST", "Job", "Maps", "template_of"]
 
 INSTRUCTIONS = """\
 You are given one item at a time, and answer for that item alone. Say the answer and nothing else: \
@@ -104,14 +104,7 @@ class Maps:
             AgentError: what no row could get past; what was done is its `result`.
             Interrupted: the user stopped it; so it is then.
         """
-        if job.concurrency is not None and not 1 <= job.concurrency <= MOST:
-            raise UsageError(f"concurrency is a number from 1 to {MOST}, not {job.concurrency}")
-        if not hasattr(frame, "columns"):
-            raise UsageError(
-                f"a map is over the rows of a DataFrame, not of a {type(frame).__name__}: "
-                "make one of it, such as series.to_frame()"
-            )
-        template = Template.of(job.plan.prompt, list(frame.columns))
+        template = template_of(frame, job)
         sink = _sink(job, frame)
         if not len(frame):
             return sink.finish()
@@ -177,6 +170,22 @@ class Maps:
         if path not in self._stores:
             self._stores[path] = Store(path)
         return self._stores[path]
+
+
+def template_of(frame: Any, job: Job) -> Template:
+    """Return the template that a job is over a frame, which may be a lazy one.
+
+    Raises:
+        UsageError: it is no frame, has not these columns, or the job has a wrong option.
+    """
+    if job.concurrency is not None and not 1 <= job.concurrency <= MOST:
+        raise UsageError(f"concurrency is a number from 1 to {MOST}, not {job.concurrency}")
+    if not hasattr(frame, "columns"):
+        raise UsageError(
+            f"a map is over the rows of a DataFrame, not of a {type(frame).__name__}: "
+            "make one of it, such as series.to_frame()"
+        )
+    return Template.of(job.plan.prompt, list(frame.columns))
 
 
 def _sink(job: Job, frame: DataFrame) -> Sink:

@@ -7,6 +7,7 @@ Rule 2: a type that would not arrive as it left is refused here, by its name.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import io
 import pickle
@@ -95,12 +96,15 @@ def unpacked(parcel: bytes) -> Job:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # (it has no types)
-    """Takes the types of a notebook by value, as cloudpickle does, and what msgspec adds off them.
+    """Takes the types of a notebook by value, and what msgspec adds off them.
 
-    Of a msgspec Struct cloudpickle would make one without fields.
+    cloudpickle would make a msgspec Struct without fields of one, and give each field of a
+    dataclass a default.
     """
 
     def reducer_override(self, obj: Any) -> Any:
+        if obj is dataclasses.MISSING:
+            return "MISSING"  # what knows it knows it by its identity
         if isinstance(obj, type) and not _is_importable(obj):
             if issubclass(obj, msgspec.Struct):
                 raise _untold(obj, "cloudpickle loses the fields of a msgspec Struct")

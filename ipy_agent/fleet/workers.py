@@ -24,9 +24,8 @@ from ipy_agent.agent.budget import Spending
 from ipy_agent.agent.runs import Front, Quiet
 from ipy_agent.connections import Connections
 from ipy_agent.errors import Interrupted, MissingExtra, UsageError
-from ipy_agent.fleet.maps import Job, Maps
+from ipy_agent.fleet.maps import Job, Maps, template_of
 from ipy_agent.fleet.result import frame_of
-from ipy_agent.fleet.template import Template
 from ipy_agent.protocol.events import Event
 from ipy_agent.records import Recorder
 from ipy_agent.secrets import learn
@@ -87,7 +86,7 @@ def mapped(
         Interrupted: the user stopped it; so it does then.
     """
     _check(job, connections, client)
-    template = Template.of(job.plan.prompt, list(frame.columns))
+    template = template_of(frame, job)
     parcel, rows = packed(job, schema, kept), frame[list(template.columns)]
     known = client or _current()
     if known is not None:
