@@ -5,8 +5,9 @@ with the store. Partitions on it come one after another, since each keeps as man
 itself as suit the endpoint. Scheduling, retries and spilling are Dask's.
 
 Rule 1: what goes out is a parcel and rows; a session is made where it is used.
-Rule 2: on a worker nothing raises `Interrupted`: a worker ends with a KeyboardInterrupt. What was
-stopped there is nobody's, or somebody else's: Dask hears that it may be tried elsewhere.
+Rule 2: on a worker nothing raises `Interrupted`: a KeyboardInterrupt breaks the loops of Dask that
+it comes through. What was stopped there is nobody's, or somebody else's: Dask hears that it may be
+tried elsewhere.
 """
 
 from __future__ import annotations
