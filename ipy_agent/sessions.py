@@ -281,7 +281,8 @@ class Session:
         Returns:
             A frame with the index of `frame`: the answer as `answer`, or the fields of the schema,
             then `status`, `error`, `latency_ms`, `input_tokens`, `cached_tokens`, `output_tokens`
-            and `cost_usd`. With `out`, that file's path.
+            and `cost_usd`. With `out`, that file's path. Of a lazy frame a lazy one, with the same
+            columns and dtypes.
 
         Raises:
             UsageError: a column that there is not, or a wrong option.

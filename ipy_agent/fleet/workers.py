@@ -90,7 +90,7 @@ def mapped(
     template = template_of(frame, job)
     parcel, rows = packed(job, schema, kept), frame[list(template.columns)]
     known = client or _current()
-    if known is not None:
+    if known is not None and not known.asynchronous:
         known.register_plugin(LiveSession())
     if not hasattr(frame, "map_partitions"):
         from ipy_agent.fleet.partitions import Partitions  # noqa: PLC0415 (it needs this module)

@@ -29,7 +29,7 @@ from ipy_agent import Session
 from ipy_agent.agent.runs import Quiet
 from ipy_agent.agent.tools import tool_of
 from ipy_agent.endpoints import Endpoint
-from ipy_agent.errors import AuthenticationFailed, Interrupted, UsageError
+from ipy_agent.errors import AgentError, AuthenticationFailed, Interrupted, UsageError
 from ipy_agent.fleet.maps import Job
 from ipy_agent.fleet.parcel import packed, unpacked
 from ipy_agent.fleet.workers import LiveSession
@@ -376,6 +376,61 @@ def test_a_worker_that_leaves_gives_its_rows_back(served, session, table):
     assert max(engine.asked.values()) == 2
 
 
+def test_a_cluster_that_is_closed_is_told_so(served, session, table):
+    """Who closes the client in the middle hears of it, and has what was done."""
+    engine = Counting(hold_after=30)
+    asking = session(served(engine=engine))
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+    ) as made:
+        client = Client(made)
+        closing = threading.Thread(target=lambda: engine.holds.wait(SECONDS) and client.close())
+        closing.start()
+
+        with pytest.raises(AgentError, match="is it closed") as told:
+            asking.map(table("closed", 100), "Echo {said}", client=client, concurrency=4)
+        closing.join()
+
+    assert told.value.code == "given_up"
+    assert told.value.result["answer"].tolist() == [f"Echo closed {n}" for n in range(25)]
+
+
+def test_rows_that_lose_every_worker_end_the_map(served, session, table):
+    """What Dask gives up as deadly is an error of ours, which says what to look at."""
+    engine = Counting(hold_after=30)
+    asking = session(served(engine=engine))
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as made,
+        Client(made) as client,
+    ):
+        (pid,) = client.run(os.getpid).values()
+        killer = threading.Thread(
+            target=lambda: engine.holds.wait(SECONDS) and os.kill(pid, signal.SIGKILL)
+        )
+        killer.start()
+
+        with pytest.raises(AgentError, match="look at the cluster") as told:
+            asking.map(table("deadly", 100), "Echo {said}", client=client, concurrency=4)
+        killer.join()
+
+    assert told.value.code == "workers_lost"
+
+
+def test_without_dask_all_but_workers_is_there():
+    """A map in this process needs no Dask; one beyond says which extra it needs."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], stdout=subprocess.PIPE, text=True, check=True
+    )
+
+    assert done.stdout.splitlines() == [
+        "0",
+        "a map over Dask's workers needs more packages: pip install 'ipy-agent-live[dask]'",
+    ]
+
+
 @pytest.mark.long
 def test_a_lost_worker_doubles_nothing(cluster, served, session, table, amount, figure):
     """After a SIGKILL all rows are there once, and none that was kept is asked again."""
@@ -494,6 +549,20 @@ class Dict(typing.TypedDict, total=False):
 PACK_ALL = """
 kinds = Data, Tuple, Model, Dict
 sys.stdout.buffer.write(pickle.dumps([packed(a_job(kind), kind, None) for kind in kinds]))
+"""
+
+WITHOUT = """
+import sys
+sys.modules |= dict.fromkeys(["dask", "distributed", "cloudpickle"])
+import pandas as pd
+from ipy_agent import Session
+from ipy_agent.errors import MissingExtra
+session, frame = Session("http://127.0.0.1:9/v1"), pd.DataFrame({"said": []})
+print(len(session.map(frame, "Echo {said}")))
+try:
+    session.map(frame, "Echo {said}", client=object())
+except MissingExtra as error:
+    print(error)
 """
 
 READ = """
