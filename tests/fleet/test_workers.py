@@ -241,6 +241,32 @@ def test_what_ends_a_map_ends_it_as_without_workers(cluster, served, session, ta
     assert not engine.asked
 
 
+def test_what_was_done_comes_with_the_error(cluster, served, session, table):
+    """A map that ends in the middle has the finished rows in its error, of all partitions."""
+    refusal = {"error": {"status": 403, "code": "forbidden", "message": "not for you"}}
+    engine = Counting([*({"text": "yes"} for _ in range(60)), *(refusal for _ in range(140))])
+    asking = session(served(engine=engine))
+    frame = table("ends", 200).set_index("said", drop=False)
+
+    with pytest.raises(AgentError, match="not for you") as told:
+        asking.map(frame, "Echo {said}", client=cluster, concurrency=8)
+
+    done = told.value.result
+    assert done["answer"].tolist() == ["yes"] * len(done)
+    assert done.index.tolist() == sorted(done.index, key=frame.index.get_loc)
+    assert 25 < len(done) <= 60
+
+
+def test_an_empty_frame_comes_back_empty(cluster, served, session, table):
+    """Without rows nobody is asked, and the frame has its dtypes and its kind of index."""
+    asking = session(served())
+    frame = table("none", 0).set_index(["said", "n"], drop=False)
+
+    result = asking.map(frame, "Echo {said}", client=cluster)
+
+    assert_frame_equal(result, asking.map(frame, "Echo {said}"))
+
+
 def test_an_interrupt_reaches_the_workers(cluster, served, session, table):
     """What is under way on workers is given up, they live on, and only the rest is asked again."""
     engine = Counting(hold_after=60)
