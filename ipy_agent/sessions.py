@@ -276,7 +276,7 @@ class Session:
             effort: how hard a reasoning model thinks.
             max_output_tokens: tokens that an answer may have.
             endpoint: another endpoint.
-            front: who looks on; by default nobody.
+            front: who looks on; by default a bar in the notebook's cell, elsewhere nobody.
 
         Returns:
             A frame with the index of `frame`: the answer as `answer`, or the fields of the schema,
@@ -289,6 +289,7 @@ class Session:
             AgentError: what no row could get past; its `result` holds what was done.
             Interrupted: the user stopped it; so it does then.
         """
+        from ipy_agent.fleet import FRONTS  # noqa: PLC0415 (seldom needed)
         from ipy_agent.fleet.maps import INSTRUCTIONS, Job, Maps  # noqa: PLC0415 (seldom needed)
 
         changes = {
@@ -304,7 +305,12 @@ class Session:
         )
         maps = self._maps = self._maps or Maps(self._connections, self._execution.spending)
         name = self.branch if branch is None else branch
-        with self._alone(name):
+        if name not in self.branches:
+            raise UsageError(f"there is no branch {name!r}: see %agent branch")
+        seen = (
+            FRONTS[-1]() if FRONTS and front is None else contextlib.nullcontext(front or Quiet())
+        )
+        with self._alone(name), seen as onlooker:
             job = Job(
                 plan=plan,
                 shared=self._branches.place(name).said,
@@ -323,9 +329,9 @@ class Session:
                     kept=rows_path if plan.settings.journal else None,
                     connections=self._connections,
                     client=client,
-                    front=front or Quiet(),
+                    front=onlooker,
                 )
-            return maps.run(frame, job, front or Quiet(), self._execution.allowances)
+            return maps.run(frame, job, onlooker, self._execution.allowances)
 
     def rehearse(
         self,

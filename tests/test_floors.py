@@ -274,6 +274,7 @@ HEAVY = (
 
 LIGHT = {
     *("ipy_agent", "ipy_agent.agent", "ipy_agent.coroutines", "ipy_agent.errors"),
+    "ipy_agent.fleet",
     *("ipy_agent.notebook", "ipy_agent.notebook.cells", "ipy_agent.notebook.interrupt"),
     *("ipy_agent.notebook.magics", "ipy_agent.settings"),
     "IPython.core.magic_arguments",

@@ -8,7 +8,7 @@ and msgspec, which the kernel's tools are made with.
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from traitlets.config import Config
 from ipy_agent.agent import OFFERS
 from ipy_agent.coroutines import settle
 from ipy_agent.errors import UsageError
+from ipy_agent.fleet import FRONTS
 from ipy_agent.notebook.cells import Cells
 from ipy_agent.notebook.interrupt import interrupts_come_too_late
 from ipy_agent.settings import (
@@ -36,6 +37,7 @@ from ipy_agent.settings import (
 )
 
 if TYPE_CHECKING:
+    from ipy_agent.agent.runs import Front
     from ipy_agent.endpoints import Endpoint
     from ipy_agent.sessions import Session
 
@@ -107,6 +109,16 @@ class AgentMagics(Magics):
     )
     @argument("--schema", metavar="NAME", help="A type of the notebook that the answer has to fit.")
     @argument(
+        "--each",
+        metavar="NAME",
+        help="Ask of each row of this DataFrame: {column} in the cell is what the row has there.",
+    )
+    @argument("--concurrency", metavar="N", type=int, help="Rows that are under way at once.")
+    @argument("--fresh", action="store_true", help="Ask all rows, also those that were answered.")
+    @argument(
+        "--out", metavar="PATH.parquet", help="Write what comes of the rows to this file instead."
+    )
+    @argument(
         *("-i", "--image"),
         metavar="NAME_OR_PATH",
         action="append",
@@ -124,7 +136,8 @@ class AgentMagics(Magics):
         The answer streams into the cell, and the tools that the model calls run in this kernel.
         The prompt is sent as it is; $`name` hands over a short preview of a variable. One that
         holds a key is not sent. Run again, a cell replaces what it said before, and goes on from
-        what came before it.
+        what came before it. With `--each` many rows are asked at a time; run again, only those that
+        failed or changed are.
         """
         from ipy_agent.notebook import prompts  # noqa: PLC0415 (rule 1)
 
@@ -226,6 +239,7 @@ def load(shell: InteractiveShell) -> None:
         raise UsageError(f"in the configuration of AgentMagics: {error}") from None
     shell.events.register("post_run_cell", interrupts_come_too_late)
     settle(get_asyncio_loop)
+    FRONTS.append(partial(_bar, shell))
     OFFERS.append(partial(_offer, shell))
     if "ipy_agent.agent.tools" in sys.modules:
         OFFERS.pop()()
@@ -239,6 +253,13 @@ def _offer(shell: InteractiveShell) -> None:
     TOOLS.update({tool.name: tool for tool in kernel_tools(shell)})
 
 
+def _bar(shell: InteractiveShell) -> AbstractContextManager[Front]:
+    """Show how far a map came, as the cell that calls it runs."""
+    from ipy_agent.notebook.bar import shown  # noqa: PLC0415 (rule 1)
+
+    return shown(shell)
+
+
 def unload(shell: InteractiveShell) -> None:
     """Take the magics and the kernel's tools away, and close the session."""
     for kind in ("line", "cell"):
@@ -250,6 +271,7 @@ def unload(shell: InteractiveShell) -> None:
     with suppress(ValueError):  # it was not loaded
         shell.events.unregister("post_run_cell", interrupts_come_too_late)
     OFFERS.clear()
+    FRONTS.clear()
     if "ipy_agent.agent.tools" in sys.modules:
         from ipy_agent.agent.tools import TOOLS  # noqa: PLC0415 (rule 1)
         from ipy_agent.notebook.kernel import kernel_tools  # noqa: PLC0415 (rule 1)

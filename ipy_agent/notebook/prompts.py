@@ -16,6 +16,7 @@ from IPython.display import display
 
 from ipy_agent.endpoints import Endpoint
 from ipy_agent.errors import UsageError
+from ipy_agent.notebook import rows
 from ipy_agent.notebook.context import handed_over, told
 from ipy_agent.notebook.options import parsed, pictures_of, shape_named, variable
 from ipy_agent.notebook.rehearsal import bundle
@@ -35,7 +36,11 @@ def ask(magics: AgentMagics, parser: MagicArgumentParser, line: str, cell: str) 
         AgentError: what it says does not fit, or the run failed.
     """
     options = parsed(parser, line)
+    rows.check(options, cell)
     name = variable(options.output) if options.output is not None else None
+    if options.each is not None:
+        rows.ask(magics, options, cell, name, _settings(magics, options))
+        return
     prompt, wanted = _handed_over(magics, cell, options)
     wanted |= _wanted(magics, options)
     if options.dry_run:
@@ -61,7 +66,16 @@ def _handed_over(magics: AgentMagics, cell: str, options: Namespace) -> tuple[st
 
 
 def _wanted(magics: AgentMagics, options: Namespace) -> dict[str, Any]:
-    """Return what a cell's options say to a run; what was not said is left out."""
+    """Return what a cell's options, and the cell itself, say to a run."""
+    return _settings(magics, options) | {
+        "cell": magics.cells.name(asks=not options.dry_run),
+        "append": options.append,
+        "background": _background(magics),
+    }
+
+
+def _settings(magics: AgentMagics, options: Namespace) -> dict[str, Any]:
+    """Return the settings and the schema that options say; what was not said is left out."""
     said = {
         "model": options.model,
         "mode": options.mode,
@@ -69,9 +83,6 @@ def _wanted(magics: AgentMagics, options: Namespace) -> dict[str, Any]:
         "branch": options.branch,
         "effort": options.effort,
         "max_output_tokens": options.max_tokens,
-        "cell": magics.cells.name(asks=not options.dry_run),
-        "append": options.append,
-        "background": _background(magics),
     }
     if options.schema is not None:
         said["schema"] = shape_named(options.schema, magics.names)

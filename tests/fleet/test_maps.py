@@ -418,6 +418,7 @@ def test_progress_is_told_up_to_the_last_row(scripted):
         ("greet {name}", {"concurrency": 0}, "concurrency is a number from 1 to 256"),
         ("greet {name}", {"concurrency": 257}, "concurrency is a number from 1 to 256"),
         ("greet {name}", {"out": "x.csv"}, "parquet alone"),
+        ("greet {name}", {"branch": "nope"}, "there is no branch 'nope'"),
         ("greet {name}", {"tools": ["none"]}, "there is no tool 'none'"),
     ],
 )

@@ -330,6 +330,7 @@ def test_help_names_every_option(kind, loaded):
         "cell": [
             *("%%agent [", "-m MODEL", "-o NAME", "--mode", "--endpoint ENDPOINT", "$`name`"),
             *("-b NAME", "--schema NAME", "-i NAME_OR_PATH", "--effort EFFORT", "--max-tokens N"),
+            *("--each NAME", "--concurrency N", "--fresh", "--out PATH.parquet"),
         ],
         "line": [
             *(f"%agent {name}" for name in ("turns", "toolbox", "panel", "connect", "export")),
