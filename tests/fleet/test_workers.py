@@ -254,7 +254,7 @@ def test_what_was_done_comes_with_the_error(cluster, served, session, table):
     done = told.value.result
     assert done["answer"].tolist() == ["yes"] * len(done)
     assert done.index.tolist() == sorted(done.index, key=frame.index.get_loc)
-    assert 25 < len(done) <= 60
+    assert 25 <= len(done) <= 60
 
 
 def test_an_empty_frame_comes_back_empty(cluster, served, session, table):
@@ -482,7 +482,7 @@ def test_a_lost_worker_doubles_nothing(cluster, served, session, table, amount, 
     assert result["answer"].tolist() == [f"Echo lost {n}" for n in range(rows)]
     assert stored > rows // 6
     assert len(twice) <= answered - stored + 8, "more than what was under way there"
-    assert max(engine.asked.values()) == 2
+    assert max(engine.asked.values()) <= 2
 
 
 class Looker(Quiet):
