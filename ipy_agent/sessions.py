@@ -11,6 +11,7 @@ Rule 2: what concerns all branches waits until none has a run.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,7 @@ class Session:
         self._execution = Execution(self.records, self._connections, self._notes)
         self._homeless: set[str | None] = set()
         self._maps: Maps | None = None
+        self._making = threading.Lock()
 
     # what happened
 
@@ -239,6 +241,7 @@ class Session:
         concurrency: int | None = None,
         out: str | Path | None = None,
         fresh: bool = False,
+        client: Any = None,
         branch: str | None = None,
         model: str | None = None,
         mode: str | None = None,
@@ -246,21 +249,29 @@ class Session:
         max_output_tokens: int | None = None,
         endpoint: str | Endpoint | None = None,
         front: Front | None = None,
-    ) -> DataFrame | Path:
+    ) -> Any:
         """Ask once a row, many rows at a time, and return a row for each. Blocks.
 
         Every row goes on from what was said on the branch so far, as from a fork: the endpoint
         takes that in once. Nothing is added to the conversation. What came of a row is kept by its
         prompt, model and settings: asked again, only rows that failed or changed are asked.
 
+        With a `dask.dataframe`, or with `client`, rows are asked by Dask's workers, each over a
+        connection of its own. They read the key from their own environment. Each keeps what came of
+        rows on its own disk: when a worker is lost, others there ask only the rest; on another
+        machine, and with `fresh`, rows of the lost partition are asked again. The result has each
+        row once. What workers take is not counted in the session's budgets.
+
         Args:
-            frame: the table.
+            frame: the table; a lazy one of Dask gives a lazy one, which asks when it is computed.
             template: the prompt; `{column}` is put in from the row, and nothing else.
             schema: the type that an answer has to be, as for `run`; its fields become columns.
             tools: the names of the tools that rows may call; by default none.
-            concurrency: rows under way at once, 1 to 256; by default what suits the endpoint.
+            concurrency: rows under way at once, 1 to 256, on each worker; by default what suits
+                the endpoint.
             out: a `.parquet` file to write to piece by piece, for more than fits into memory.
             fresh: ask all rows, whatever came of them before.
+            client: a `dask.distributed.Client`, whose workers ask.
             branch: whose conversation the rows go on from.
             model: another model.
             mode: another approval mode.
@@ -272,7 +283,8 @@ class Session:
         Returns:
             A frame with the index of `frame`: the answer as `answer`, or the fields of the schema,
             then `status`, `error`, `latency_ms`, `input_tokens`, `cached_tokens`, `output_tokens`
-            and `cost_usd`. With `out`, that file's path.
+            and `cost_usd`. With `out`, that file's path. Of a lazy frame a lazy one, with the same
+            columns and dtypes.
 
         Raises:
             UsageError: a column that there is not, or a wrong option.
@@ -293,13 +305,13 @@ class Session:
         plan = self._planner.plan(
             template, changes, endpoint=endpoint, schema=schema, images=(), cell=None
         )
-        maps = self._maps = self._maps or Maps(self._connections, self._execution.spending)
+        with self._making:
+            self._maps = self._maps or Maps(self._connections, self._execution.spending)
         name = self.branch if branch is None else branch
         if name not in self.branches:
             raise UsageError(f"there is no branch {name!r}: see %agent branch")
-        seen = (
-            FRONTS[-1]() if FRONTS and front is None else contextlib.nullcontext(front or Quiet())
-        )
+        looks_on = FRONTS and front is None
+        seen = FRONTS[-1]() if looks_on else contextlib.nullcontext(front or Quiet())
         with self._alone(name), seen as onlooker:
             job = Job(
                 plan=plan,
@@ -309,7 +321,19 @@ class Session:
                 out=None if out is None else Path(out),
                 fresh=fresh,
             )
-            return maps.run(frame, job, onlooker, self._execution.allowances)
+            if client is not None or type(frame).__module__.startswith("dask."):
+                from ipy_agent.fleet.workers import mapped  # noqa: PLC0415 (an extra)
+
+                return mapped(
+                    frame,
+                    job,
+                    schema=schema,
+                    kept=rows_path if plan.settings.journal else None,
+                    connections=self._connections,
+                    client=client,
+                    front=onlooker,
+                )
+            return self._maps.run(frame, job, onlooker, self._execution.allowances)
 
     def rehearse(
         self,

@@ -62,6 +62,9 @@ ONLY_IN = {
     "uvicorn": {"server"},
     "xllamacpp": {"server"},
     "nest_asyncio2": {"coroutines"},
+    "dask": {"fleet"},
+    "distributed": {"fleet"},
+    "cloudpickle": {"fleet"},
 }
 LAZY = {
     *("nbclient", "nbconvert"),  # optional, and slow to load: inside a function only
@@ -264,7 +267,10 @@ def test_what_is_forbidden_is_found(house, file, source):
     assert [fault.split(":")[0] for fault in faults(house)] == [file]
 
 
-HEAVY = ("pandas", "ipywidgets", "websockets", "httpx2", "starlette", "xllamacpp", "nest_asyncio2")
+HEAVY = (
+    *("pandas", "ipywidgets", "websockets", "httpx2", "starlette", "xllamacpp", "nest_asyncio2"),
+    *("dask", "distributed"),
+)
 
 LIGHT = {
     *("ipy_agent", "ipy_agent.agent", "ipy_agent.coroutines", "ipy_agent.errors"),

@@ -40,7 +40,7 @@ from ipy_agent.transport.clock import Clock
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["INSTRUCTIONS", "MOST", "Job", "Maps"]
+__all__ = ["INSTRUCTIONS", "MOST", "Job", "Maps", "template_of"]
 
 INSTRUCTIONS = """\
 You are given one item at a time, and answer for that item alone. Say the answer and nothing else: \
@@ -105,15 +105,7 @@ class Maps:
             AgentError: what no row could get past; what was done is its `result`.
             Interrupted: the user stopped it; so it is then.
         """
-        if job.concurrency is not None and not 1 <= job.concurrency <= MOST:
-            raise UsageError(f"concurrency is a number from 1 to {MOST}, not {job.concurrency}")
-        if not hasattr(frame, "columns"):
-            raise UsageError(
-                f"a map is over the rows of a DataFrame, not of a {type(frame).__name__}: "
-                "make one of it, such as series.to_frame()"
-            )
-        columns_of(job.plan.shape)  # a field that can be none is told of now
-        template = Template.of(job.plan.prompt, list(frame.columns))
+        template = template_of(frame, job)
         if not len(frame):
             return _sink(job, frame).finish()
         with self._stores.used(job.kept) as use:
@@ -207,6 +199,23 @@ class _Account:
         """Count the time that passed since the last time."""
         since, self._counted = self._counted, self._clock.now()
         self._spending.took(self._number, self._counted - since)
+
+
+def template_of(frame: Any, job: Job) -> Template:
+    """Return the template that a job is over a frame, which may be a lazy one.
+
+    Raises:
+        UsageError: it is no frame, has not these columns, or the job has a wrong option.
+    """
+    if job.concurrency is not None and not 1 <= job.concurrency <= MOST:
+        raise UsageError(f"concurrency is a number from 1 to {MOST}, not {job.concurrency}")
+    if not hasattr(frame, "columns"):
+        raise UsageError(
+            f"a map is over the rows of a DataFrame, not of a {type(frame).__name__}: "
+            "make one of it, such as series.to_frame()"
+        )
+    columns_of(job.plan.shape)  # a field that can be none is told of now
+    return Template.of(job.plan.prompt, list(frame.columns))
 
 
 def _sink(job: Job, frame: DataFrame) -> Sink:
