@@ -89,7 +89,8 @@ class Course:
         self._sums = _Sums()
         self._began = self._wrote = clock.now()
         self._is_troubled = self._is_full = False
-        self._end: Exception | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._end: BaseException | None = None
 
     async def run(self) -> None:
         """Ask all rows. However it ends, what was answered is written or on its way.
@@ -188,20 +189,40 @@ class Course:
         while self._first in self._done:
             self._first += 1
         self._room.set()
+        if self._later is None:
+            loop = asyncio.get_running_loop()
+            self._later = loop.call_later(2 * WRITE_SECONDS, self._write_soon)
 
     async def _write(self, *, last: bool = False) -> None:
         """Write what is new; at last also what is done behind a row that is not."""
+        if (put := self._handed_over(last=last)) is not None:
+            await asyncio.shield(put)  # who is cancelled here has handed it over all the same
+        self._report()
+
+    def _write_soon(self) -> None:
+        """Write what nobody has written: rows may take long, and a process may be killed."""
+        if (put := self._handed_over()) is not None:
+            put.add_done_callback(self._wrote_by_itself)
+
+    def _wrote_by_itself(self, put: asyncio.Future[None]) -> None:
+        self._end = self._end or (put.exception() if not put.cancelled() else None)
+        self._report()
+
+    def _handed_over(self, *, last: bool = False) -> asyncio.Future[None] | None:
+        """Hand what is new to the thread that writes, if there is anything."""
         self._wrote = self._clock.now()
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         numbers = sorted(self._done) if last else list(range(self._written, self._first))
         outcomes = [self._done[number] for number in numbers]
         self._written = self._first
         self._done = {number: it for number, it in self._done.items() if number >= self._first}
         new, self._new = self._new, {}
-        if outcomes or new:
-            loop = asyncio.get_running_loop()
-            put = loop.run_in_executor(self._disk.thread, self._put, numbers, outcomes, new)
-            await asyncio.shield(put)  # who is cancelled here has handed it over all the same
-        self._report()
+        if not (outcomes or new):
+            return None
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._disk.thread, self._put, numbers, outcomes, new)
 
     def _put(
         self, numbers: list[int], outcomes: list[RowOutcome], new: dict[bytes, RowOutcome]

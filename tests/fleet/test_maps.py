@@ -314,6 +314,16 @@ def test_an_interrupt_keeps_what_is_done_and_the_rest_is_asked_later(served):
     assert rest["status"].tolist() == ["completed"] * 200
 
 
+def test_an_answer_is_written_and_told_of_while_others_take_long(served):
+    """Nobody waits with it for the next one: a process may be killed."""
+    endpoint = served([{"text": "quick"}, {"text": "slow", "then": "hang"}])
+    front = Looking(lambda it: isinstance(it, RowsProgress) and it.done == 1)
+    with contextlib.closing(Session(endpoint)) as session, pytest.raises(Interrupted) as caught:
+        session.map(pd.DataFrame({"n": [1, 2]}), "row {n}", concurrency=2, front=front)
+
+    assert caught.value.result["answer"].tolist() == ["quick"]
+
+
 def test_a_budget_ends_a_map_between_rows(scripted):
     """What it took counts for the session, and what was answered is there."""
     frame = pd.DataFrame({"n": range(50)})
