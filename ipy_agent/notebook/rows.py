@@ -84,6 +84,8 @@ def ask(
         _keep(magics, name, result, bar)
     if name is None and not isinstance(result, Path):
         display(result)
+    elif name is not None and library(type(result)) == "dask":
+        display({"text/plain": f"{name} asks its rows when it is computed"}, raw=True)
 
 
 def _keep(magics: AgentMagics, name: str | None, result: Any, bar: Bar | PlainBar) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import signal
 from pathlib import Path
 
+import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -247,6 +249,20 @@ def test_an_interrupt_keeps_what_is_done_and_only_the_rest_is_asked_again(
     assert shell.user_ns["result"]["status"].tolist() == ["completed"] * 3
     assert prompts(transport) == ["Say one", "Say two", "Say {word}", "Say {word}"]
     assert "3 of 3 rows · 2 from before" in capsys.readouterr().out
+
+
+def test_a_lazy_frame_of_dask_gives_one_that_asks_when_it_is_computed(
+    shell, ask, served, monkeypatch, capsys
+):
+    """The cell says so, since it shows no bar."""
+    with contextlib.closing(Session(served(), journal=False)) as session:
+        monkeypatch.setattr(sessions, "_session", session)
+        shell.user_ns["lazy"] = dd.from_pandas(pd.DataFrame({"word": ["one", "two"]}), 2)
+        ask("-o result", each="lazy")
+        assert "result asks its rows when it is computed" in capsys.readouterr().out
+
+        computed = shell.user_ns["result"].compute(scheduler="threads")
+    assert computed["answer"].tolist() == ["Say one", "Say two"]
 
 
 def test_a_dry_run_shows_the_first_row_and_sends_nothing(script, ask, capsys):
