@@ -4,7 +4,8 @@ Rule 1: work begins in an empty context; a cell's own would keep its output aliv
 Rule 2: nothing here prints, or calls into the user's code.
 Rule 3: a forked child has the object but not the thread, and touches neither it nor its sockets.
 Rule 4: an error that leaves the loop leaves the variables of its frames behind. There are requests
-with a key in their headers among them, and IPython's verbose tracebacks print variables.
+with a key in their headers among them, and IPython's verbose tracebacks print variables. Nor does
+an error behind it come along that no traceback shows.
 """
 
 from __future__ import annotations
@@ -137,6 +138,10 @@ def _forget_variables(error: BaseException | None, seen: set[int]) -> None:
         return
     seen.add(id(error))
     traceback.clear_frames(error.__traceback__)
+    if (
+        error.__suppress_context__
+    ):  # no traceback shows it, but who pickles the error takes it along
+        error.__context__ = None
     for behind in (error.__cause__, error.__context__, *getattr(error, "exceptions", ())):
         _forget_variables(behind, seen)
 

@@ -98,8 +98,16 @@ def told(error):
         "error": f"{error} {error!r} {error.line} {vars(error)!r}",
         "shown": "".join(error._render_traceback_()),
         "pickled": pickle.dumps(error),
+        "behind it": repr(list(behind(error))),  # Dask's processes pickle that as well
         "traceback": with_variables(error),
     }
+
+
+def behind(error):
+    """Yield the errors that led to one, also those that no traceback shows."""
+    for before in filter(None, (error.__cause__, error.__context__)):
+        yield before
+        yield from behind(before)
 
 
 def with_variables(error):

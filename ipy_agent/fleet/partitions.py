@@ -12,7 +12,7 @@ import contextlib
 import math
 import queue
 import uuid
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ ROWS = 1_000
 """Rows a partition has at most: so many are asked again where a worker is lost, at the most."""
 AHEAD = 2
 """Partitions a worker's thread that are with the cluster: one that it asks, and the next."""
+FETCH_SECONDS = 1.0
+"""How long a partition that ended may take to come before it is looked what else there is."""
 
 
 class Partitions:
@@ -61,6 +63,7 @@ class Partitions:
         self._size = self._rows_of_a_part()
         self._left = deque(range(0, len(rows), self._size))
         self._given: dict[Any, int] = {}
+        self._patience: defaultdict[Any, float] = defaultdict(lambda: FETCH_SECONDS)
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._parts: list[DataFrame] = []
         self._progress: list[RowsProgress] = []
@@ -125,7 +128,13 @@ class Partitions:
 
     def _take(self, future: Any, front: Front) -> None:
         try:
-            part, progress, notices = future.result()
+            part, progress, notices = future.result(self._patience[future])
+        except TimeoutError:
+            # It was lost with its worker after it had ended, and is asked again: meanwhile others
+            # may end, or the user. Where it only takes long to come it has longer the next time.
+            self._patience[future] *= 2
+            self._ended.put(future)
+            return
         except KilledWorker:
             raise AgentError(
                 "workers were lost with the same rows again and again: look at the cluster; "
@@ -134,8 +143,7 @@ class Partitions:
             ) from None
         except FutureCancelledError:
             raise AgentError("the cluster gave rows up: is it closed?", code="given_up") from None
-        finally:
-            del self._given[future]
+        del self._given[future], self._patience[future]
         self._parts.append(part)
         self._progress.append(progress)
         for text in notices:

@@ -100,6 +100,14 @@ class Counting(ScriptedEngine):
                 raise
 
 
+@pytest.fixture(scope="module", autouse=True)
+def main():
+    """Processes can be started also where the shell of another test has emptied `__main__`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two workers, each a process, with the key in their environment."""
