@@ -251,19 +251,28 @@ class Growing:
         """
         cut = self.open.rfind("\n") + 1
         lines = _NEWLINE.sub("\n", self.open[:cut])
-        shown, parser = visible(lines), _parser()
-        tokens: list[Token] = []
-        parser.block.parse(shown, parser, {}, tokens)
-        *_, (last, line) = _begins(tokens) or [(0, 0)]
-        if last:
-            done = parser.renderer.render(parser.parse(shown)[:last], parser.options, {})
+        found = {_LAST_LINE: 0}
+        done = _parser().render(visible(lines), found)
+        if line := found[_LAST_LINE]:
             self._done.append(_cleaner().clean(done))
             self.open = "\n".join(lines.split("\n")[line:]) + self.open[cut:]
 
 
-def _begins(tokens: list[Token]) -> list[tuple[int, int]]:
-    """Return where each block begins: at which token, and at which line."""
-    return [(at, token.map[0]) for at, token in enumerate(tokens) if not token.level and token.map]
+_LAST_LINE = "the line at which the last block begins"
+"""Whoever asks a parser for this, in its `env`, has that block left out."""
+
+
+def _leave_last(state: StateCore) -> None:
+    """Leave the last block out before its inside is parsed, if that is asked for."""
+    if _LAST_LINE not in state.env:
+        return
+    begins = [
+        (at, token.map[0])
+        for at, token in enumerate(state.tokens)
+        if not token.level and token.map is not None
+    ]
+    *_, (last, state.env[_LAST_LINE]) = begins or [(0, 0)]
+    del state.tokens[last:]
 
 
 def _rendered(text: str) -> str:
@@ -285,6 +294,7 @@ def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", options)
     parser.enable(["table", "strikethrough"]).disable(["image", "reference"])
     parser.block.ruler.before("table", "depth", _end_nesting)
+    parser.core.ruler.after("block", "last", _leave_last)
     parser.core.ruler.push("places", _show_places)
     return parser
 

@@ -10,12 +10,12 @@ nothing else, and never longer than the text.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from ipy_agent.errors import ProtocolError
-from ipy_agent.protocol.events import ArgumentsDelta, InputDelta, TextDelta, ThoughtDelta
+from ipy_agent.protocol.events import DELTAS, ArgumentsDelta, InputDelta, TextDelta, ThoughtDelta
 from ipy_agent.secrets import anything_is_secret, holds_secret, redacted, shown_so_far
 from ipy_agent.transport import Stream
 
@@ -24,7 +24,6 @@ __all__ = ["cleaned", "heard"]
 T = TypeVar("T")
 
 _Delta = TextDelta | ThoughtDelta | ArgumentsDelta | InputDelta
-_DELTAS = (TextDelta, ThoughtDelta, ArgumentsDelta, InputDelta)
 _Waiting = dict[tuple[type, int, int], _Delta]
 
 
@@ -33,8 +32,9 @@ async def heard(stream: Stream) -> Stream:
     waiting: _Waiting = {}
     try:
         async for event in stream:
-            if isinstance(event, _DELTAS):
-                yield _piece(event, waiting)
+            if type(event) in DELTAS:
+                hide = waiting or anything_is_secret()
+                yield _piece(cast("_Delta", event), waiting) if hide else event
                 continue
             for rest in waiting.values():
                 yield msgspec.structs.replace(rest, delta=redacted(rest.delta))
@@ -46,8 +46,6 @@ async def heard(stream: Stream) -> Stream:
 
 def _piece(event: _Delta, waiting: _Waiting) -> _Delta:
     """Return what can be shown of a text with this piece of it, and keep the rest waiting."""
-    if not (waiting or anything_is_secret()):
-        return event
     part = getattr(event, "content_index", getattr(event, "summary_index", 0))
     key = type(event), event.output_index, part
     before = waiting.pop(key, None)

@@ -232,7 +232,9 @@ def _see_through(
     while True:
         inbox.wait()
         for message in inbox:
-            if isinstance(message, _Job):
+            if isinstance(message, (Event, Trace)):  # as nearly all are
+                front.show(message)
+            elif isinstance(message, _Job):
                 with front.working():
                     # An interrupt from here on is the tool's; one that came before is the run's.
                     outcome = None if stops else _outcome(message, wanted(message))
@@ -242,8 +244,6 @@ def _see_through(
                     told = len(stops)  # the run ends by itself, once it has taken the output
             elif isinstance(message, concurrent.futures.Future):
                 return message
-            elif message is not None:
-                front.show(message)
             if len(stops) > told:
                 raise Interrupted("interrupted")
         front.tick()

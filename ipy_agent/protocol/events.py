@@ -18,6 +18,7 @@ from ipy_agent.protocol.items import Item
 from ipy_agent.protocol.response import Reason, Response
 
 __all__ = [
+    "DELTAS",
     "TERMINAL",
     "ArgumentsDelta",
     "ArgumentsDone",
@@ -179,6 +180,8 @@ class Other(Event):
 
 
 TERMINAL = (ResponseCompleted, ResponseFailedEvent, ResponseIncomplete)
+DELTAS = frozenset((TextDelta, ThoughtDelta, ArgumentsDelta, InputDelta))
+"""The types of which there are many: `type(event) in DELTAS` is the quickest way to tell."""
 
 _Known = (
     ResponseCreated

@@ -35,6 +35,8 @@ class State(enum.Enum):
     ANSWERING = "answering"
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # a member is one object; an enum's own goes by its name, in Python
+
 
 class Side(enum.Enum):
     """Who speaks."""
@@ -42,7 +44,7 @@ class Side(enum.Enum):
     CLIENT = "client"
     SERVER = "server"
 
-    __hash__ = object.__hash__  # a member is one object; an enum's own goes by its name, in Python
+    __hash__ = object.__hash__  # see above
 
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER

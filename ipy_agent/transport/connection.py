@@ -69,6 +69,7 @@ class Connection:
         self.lost: AgentError | None = None
         self.lineage = Lineage(keeps_all=limits.keeps_all is not False)
         self.lanes: dict[str | None, LiveLane] = {}
+        self._asked: dict[str | None, LiveLane] = {}  # by their wires: where a turn began last
         self.in_flight = asyncio.Semaphore(limits.in_flight)
         self.keeps_all = limits.keeps_all is True
         self.reforks = limits.reforks
@@ -117,6 +118,7 @@ class Connection:
         """Send a request on an idle lane; return its bytes, and those that it took on the wire."""
         frame = request.frame()
         lane.begin(len(frame))
+        self._asked[lane.wire] = lane
         self._sent_bytes = len(frame)
         self.turns += 1
         self.used_at = self.clock.now()
@@ -203,16 +205,19 @@ class Connection:
         )
 
     def _deliver(self, event: Event, size: int) -> None:
-        taken = False
-        for lane in self._meant(event):
-            taken = lane.take(size, event) or taken
+        wire = event.stream_id or None
+        lane = self._asked.get(wire)
+        if lane is not None and lane.answers_on(wire) and event.KIND != "error":
+            taken = lane.take(size, event)  # as nearly always
+        else:
+            taken = sum(lane.take(size, event) for lane in self._meant(event)) > 0
         if taken:
             return
         # What belongs to no turn of ours is not worth a connection; but an answer that nobody
         # asked for on a lane of ours would be taken for the next turn's.
         self.ignored += 1
         if isinstance(event, ResponseCreated):
-            lanes = [lane for lane in self.lanes.values() if lane.wire == (event.stream_id or None)]
+            lanes = [lane for lane in self.lanes.values() if lane.wire == wire]
             unasked = [lane for lane in lanes if not lane.knows(event.response.id)]
             self.leaving = self.leaving or bool(unasked)
 

@@ -41,7 +41,9 @@ PING_SECONDS = 20.0
 DEAF_SECONDS = 15.0
 """How long a peer may leave a ping unanswered, or take nothing of what it is sent."""
 CLOSE_SECONDS = 1.0
-_DATA = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.CONT))
+READ_AT_ONCE = 256 * 2**10
+_TEXT = Opcode.TEXT
+_DATA = (_TEXT, Opcode.BINARY, Opcode.CONT)
 
 _SILENT = logging.Logger("ipy_agent.websocket", logging.CRITICAL + 1)  # noqa: LOG001 (nobody's)
 """Who turns all logging on would have the headers of the request in it: so there is none."""
@@ -56,10 +58,12 @@ whole, which lower ones do not, in half the time of the default, or less."""
 _WROTE: ContextVar[int] = ContextVar("bytes that this task wrote last", default=0)
 
 
-class Socket(ClientConnection):
+class Socket(ClientConnection, asyncio.BufferedProtocol):
     """A WebSocket that knows when anything came of its peer: a frame, a pong, a part of one.
 
-    One whose peer takes nothing of what is sent is given up: a ping would wait behind that.
+    One whose peer takes nothing of what is sent is given up: a ping would wait behind that. What
+    comes is read into one piece of memory, since asyncio would have the system map a new one for
+    each: 60 µs, where the reading of an answer takes 10.
 
     Attributes:
         receive: is called with each message as soon as it is whole, and with whether it is a text.
@@ -99,9 +103,16 @@ class Socket(ClientConnection):
             left, before = self.transport.get_write_buffer_size(), left
         raise TimeoutError("the peer takes nothing any more")
 
-    def data_received(self, data: bytes) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._buffer = memoryview(bytearray(READ_AT_ONCE))
+        super().connection_made(transport)
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         self.heard_at = self.clock.now()
-        super().data_received(data)
+        self.data_received(bytes(self._buffer[:nbytes]))
 
     def receive(self, message: bytes, is_text: bool) -> None:
         self.early += ((message, is_text),)
@@ -110,13 +121,13 @@ class Socket(ClientConnection):
         if not isinstance(event, Frame) or event.opcode not in _DATA:
             super().process_event(event)
         elif event.fin and not self._parts:
-            self.receive(bytes(event.data), event.opcode is Opcode.TEXT)
+            self.receive(bytes(event.data), event.opcode is _TEXT)
         else:
             self._parts += (event,)
             if event.fin:
                 parts, self._parts = self._parts, ()
                 whole = b"".join(part.data for part in parts)
-                self.receive(whole, parts[0].opcode is Opcode.TEXT)
+                self.receive(whole, parts[0].opcode is _TEXT)
 
 
 class _Connect(connect):

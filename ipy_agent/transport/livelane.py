@@ -11,15 +11,12 @@ import asyncio
 from collections import deque
 
 from ipy_agent.errors import AgentError, MessageTooBig
-from ipy_agent.protocol.events import Event, ResponseCreated
-from ipy_agent.protocol.lanes import CLIENT, SERVER, Lane
+from ipy_agent.protocol.events import DELTAS, Event
+from ipy_agent.protocol.lanes import CLIENT, SERVER, Lane, State
 
-__all__ = ["MAX_RESPONSE", "Arrival", "LiveLane"]
+__all__ = ["MAX_RESPONSE", "LiveLane"]
 
 MAX_RESPONSE = 64 * 2**20
-
-Arrival = tuple[int, Event]
-"""An event, and the bytes of its frame."""
 
 
 class LiveLane:
@@ -31,6 +28,7 @@ class LiveLane:
         taken: whether somebody has a turn here, or is about to.
         arrived: what was read and the turn has not taken; at most a response.
         sent_bytes: what the turn's request had.
+        received: how many bytes of its response were read so far.
         heard: whether anything came of the turn.
     """
 
@@ -39,14 +37,14 @@ class LiveLane:
         self.wire = wire
         self.moves = Lane(wire)
         self.taken = False
-        self.arrived: deque[Arrival | AgentError] = deque()
+        self.arrived: deque[Event | AgentError] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self.sent_bytes = 0
+        self.sent_bytes = self.received = 0
         self.heard = False
         self._forks = 0
         self._free = asyncio.Event()
         self._forked_from: LiveLane | None = None
-        self._read = self._number = 0
+        self._number = 0
         self._before: str | None = None
         self._response: str | None = None
 
@@ -69,7 +67,7 @@ class LiveLane:
     def begin(self, sent_bytes: int) -> None:
         """Take note that a turn is asked for."""
         self.moves.move(CLIENT, "create")
-        self.sent_bytes, self.heard, self._read, self._number = sent_bytes, False, 0, 0
+        self.sent_bytes, self.heard, self.received, self._number = sent_bytes, False, 0, 0
         self._before, self._response = self._response or self._before, None
 
     def leave(self) -> None:
@@ -78,7 +76,7 @@ class LiveLane:
         self.taken = False
         self.arrived.clear()
 
-    def put(self, arrival: Arrival | AgentError) -> None:
+    def put(self, arrival: Event | AgentError) -> None:
         """Have the turn take this next, or the error in its place."""
         self.arrived.append(arrival)
         _end(self._waiter)
@@ -93,12 +91,16 @@ class LiveLane:
         finally:
             late.cancel()
 
-    def next(self) -> Arrival:
+    def next(self) -> Event:
         """Return what arrived first, or raise what came in its place."""
         arrival = self.arrived.popleft()
         if isinstance(arrival, AgentError):
             raise arrival
         return arrival
+
+    def answers_on(self, wire: str | None) -> bool:
+        """Whether it has begun to answer, with this `stream_id`."""
+        return self.moves.state is State.ANSWERING and self.wire == wire
 
     def knows(self, response: str) -> bool:
         """Whether a response is of its last turn, or of the one before."""
@@ -113,26 +115,32 @@ class LiveLane:
             IllegalMove: nothing like it may come now.
             MessageTooBig: the response is larger than any may be.
         """
-        name = getattr(getattr(event, "response", None), "id", None)
-        if name is not None:
-            if name == self._before:
-                return False
-            if name != self._response:
-                self._response, self._number = name, 0
+        if type(event) not in DELTAS and not self._is_of_this(event):
+            return False
         if self._came_before(event):
             return False
         self.moves.move(SERVER, event.KIND)
-        self._read += size
-        if self._read > MAX_RESPONSE:
+        self.received += size
+        if self.received > MAX_RESPONSE:
             raise MessageTooBig(
                 f"the endpoint sent a response of more than {MAX_RESPONSE:,} bytes, "
                 "which is the limit",
                 sent=True,
             )
         self.heard = True
-        self.put((size, event))
-        if event.KIND != "other" and not isinstance(event, ResponseCreated):
+        self.put(event)
+        if self._forked_from is not None and event.KIND not in ("created", "other"):
             self.let_go()
+        return True
+
+    def _is_of_this(self, event: Event) -> bool:
+        """Whether an event is not of the turn before: the first that names a response tells."""
+        name = getattr(getattr(event, "response", None), "id", None)
+        if name is None or name == self._response:
+            return True
+        if name == self._before:
+            return False
+        self._response, self._number = name, 0
         return True
 
     def _came_before(self, event: Event) -> bool:

@@ -179,7 +179,7 @@ class Warming:
             while not over:
                 if not lane.arrived:
                     await self._wait(place, heard=heard)
-                event, heard = lane.next()[1], True
+                event, heard = lane.next(), True
                 over = turn.learn(event)
             again = self._mends(turn, event) and place.connection.alive
             if not again or place.connection.lanes.get(lane.name) is not lane:

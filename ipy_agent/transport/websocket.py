@@ -112,17 +112,16 @@ class WebSocketTransport:
                     while not over:
                         if not place.lane.arrived:
                             await self._wait(place, heard=heard)
-                        size, event = place.lane.next()
-                        received, heard = received + size, True
+                        event, heard = place.lane.next(), True
                         over = turn.learn(event)
                         if over and self._mends(turn, event):
                             break
                         yield event
                     else:
                         self._note(turn, event)
-                        yield ResponseEnded(received_bytes=received)
+                        yield ResponseEnded(received_bytes=received + place.lane.received)
                         return
-                    attempt += 1
+                    attempt, received = attempt + 1, received + place.lane.received
             finally:
                 await self._leave(place)
 
