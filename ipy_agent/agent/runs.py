@@ -238,10 +238,10 @@ def _see_through(
                 with front.working():
                     # An interrupt from here on is the tool's; one that came before is the run's.
                     outcome = None if stops else _outcome(message, wanted(message))
-                background.check()  # a tool may fork: the run is the parent's
-                if outcome is not None:
-                    message.done(_as_stopped(outcome) if stops else outcome)
-                    told = len(stops)  # the run ends by itself, once it has taken the output
+                    background.check()  # a tool may fork: the run is the parent's
+                    if outcome is not None:
+                        told = len(stops)  # the run ends by itself, once it has taken the output
+                        message.done(_as_stopped(outcome) if told else outcome)
             elif isinstance(message, concurrent.futures.Future):
                 return message
             if len(stops) > told:

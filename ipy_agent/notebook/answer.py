@@ -172,7 +172,8 @@ class CellFront:
 
     def _refresh(self, *, now: bool = False) -> None:
         self._panel.refresh(force=now)
-        self._screen.refresh(self._sign(), now=now)
+        if now or self._screen.is_time():
+            self._screen.refresh(self._sign(), now=now)
 
     def _sign(self) -> str:
         """Return the sign of life: what is waited for, and how long already."""

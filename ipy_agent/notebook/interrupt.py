@@ -22,7 +22,6 @@ __all__ = [
     "Gate",
     "Interrupts",
     "interrupt_main_thread",
-    "interrupts_call",
     "interrupts_come_too_late",
     "interrupts_go_to",
     "interrupts_raise",
@@ -64,7 +63,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._stop: Callable[[], None] | None = None
-        self._waited = False
+        self._is_working = self._waited = False
         self._noted = 0
         self._in_question = False
         self._lock = threading.Lock()
@@ -90,10 +89,10 @@ class Interrupts:
 
     @contextlib.contextmanager
     def waiting(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Within this context an interrupt calls `stop`."""
+        """Within this context an interrupt calls `stop`; while a tool works it raises, too."""
         self._stop, self._waited = stop, True
         try:
-            with interrupts_call(stop):
+            with interrupts_go_to(self._strike):
                 yield
         finally:
             self._stop = None
@@ -122,8 +121,11 @@ class Interrupts:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Within this context an interrupt is the tool's and, if it lives through it, the run's."""
-        with interrupts_go_to(self._strike):
+        self._is_working = True  # a tool waits: to change the handler twice would take 10 µs
+        try:
             yield
+        finally:
+            self._is_working = False
 
     def _note(self, *_: object) -> None:
         self._noted += 1
@@ -133,17 +135,13 @@ class Interrupts:
     def _strike(self, *_: object) -> None:
         if self._stop is not None:
             self._stop()
-        raise KeyboardInterrupt
+        if self._is_working:
+            raise KeyboardInterrupt
 
 
 def interrupt_main_thread() -> None:
     """Interrupt the main thread itself: only so a call that waits in C, such as a sleep, ends."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-
-def interrupts_call(stop: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
-    """Within this context an interrupt calls `stop`."""
-    return interrupts_go_to(lambda *_: stop())
 
 
 def interrupts_raise() -> contextlib.AbstractContextManager[None]:

@@ -1,10 +1,12 @@
 """The parts that a cell's answer is made of, each as HTML and as plain text.
 
 Rule 1: nothing that a model or a tool said leaves here but through `rendering`.
+Rule 2: a part is made at no cost, and drawn when the screen is: a tool may be waiting to run.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -52,23 +54,28 @@ class Call:
         self.began = began
         self.ended: ToolEnded | None = None
         self._is_over = False
-        self._said, self._language = source(began, kind)
+        self._kind = kind
 
     def cut_off(self) -> None:
         """Take note that no output will come."""
         self._is_over = True
 
     def html(self) -> str:
-        body = rendering.code(self._said, self._language or "text")
+        said, language = self._source
+        body = rendering.code(said, language or "text")
         if self.ended is not None:
             body += rendering.code(bounded(self.ended.output, SHOWN))
         return rendering.fold(self._title(), body, open=self.ended is None and not self._is_over)
 
     def plain(self) -> str:
-        said = [rendering.plain(f"[{self._title()}]"), rendering.listing(self._said)]
+        said = [rendering.plain(f"[{self._title()}]"), rendering.listing(self._source[0])]
         if self.ended is not None:
             said.append(rendering.plain(f"-> {bounded(self.ended.output, SHOWN)}"))
         return "\n".join(said)
+
+    @functools.cached_property
+    def _source(self) -> tuple[str, str]:
+        return source(self.began, self._kind)
 
     def _title(self) -> str:
         if self.ended is None:
@@ -151,11 +158,22 @@ class Remark:
 _SMALL = f'class="{rendering.NO_MATH}" style="font-size:85%;opacity:.7"'
 
 
-class Footer(Remark):
+class Footer:
     """What a turn took: the numbers of its row."""
 
     def __init__(self, row: TurnRecord) -> None:
-        told, tokens = [f"turn {row.turn}"], []
+        self._row = row
+
+    def html(self) -> str:
+        return self._remark.html()
+
+    def plain(self) -> str:
+        return f"[{self._remark.plain()}]"
+
+    @functools.cached_property
+    def _remark(self) -> Remark:
+        row, tokens = self._row, []
+        told = [f"turn {row.turn}"]
         if row.latency_ms is not None:
             told.append(f"{row.latency_ms / 1000:,.2f} s")
         if row.tool_ms is not None:
@@ -169,10 +187,7 @@ class Footer(Remark):
             told.append(f"tokens: {', '.join(tokens)}")
         if (cost := cost_usd(row)) is not None:
             told.append(f"US$ {cost:,.4f}")
-        super().__init__(" · ".join(told))
-
-    def plain(self) -> str:
-        return f"[{super().plain()}]"
+        return Remark(" · ".join(told))
 
 
 def row_of(recorder: Recorder, response_id: str | None) -> TurnRecord | None:

@@ -124,6 +124,10 @@ class Screen:
             finally:
                 self._is_cut = self._is_cut or bool(taken)
 
+    def is_time(self) -> bool:
+        """Whether a refresh would do anything, if there is anything to do."""
+        return not self or self._clock() - self._shown >= self._pause
+
     def refresh(self, sign: str, *, now: bool = False) -> None:
         """Bring the screen up to date, if it is time; `sign` is the sign of life."""
         with self._outputs.lock:

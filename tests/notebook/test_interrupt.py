@@ -20,7 +20,6 @@ from ipy_agent.notebook.answer import CellFront
 from ipy_agent.notebook.interrupt import (
     Gate,
     Interrupts,
-    interrupts_call,
     interrupts_go_to,
     interrupts_raise,
 )
@@ -85,10 +84,10 @@ def session(tools):  # noqa: ARG001 (its tools are the test's)
 
 
 def test_while_a_run_waits_an_interrupt_only_calls():
-    """Within `interrupts_call` nothing is raised, however often the user presses."""
+    """While a run waits nothing is raised, however often the user presses."""
     calls = []
 
-    with interrupts_call(lambda: calls.append(1)):
+    with Interrupts().waiting(lambda: calls.append(1)):
         press()
         press()
 
@@ -99,12 +98,25 @@ def test_around_a_tool_an_interrupt_is_pythons():
     """Within `interrupts_raise` there is a KeyboardInterrupt, whatever was set around it."""
     calls = []
 
-    with interrupts_call(lambda: calls.append(1)):
+    with interrupts_go_to(lambda *_: calls.append(1)):
         with pytest.raises(KeyboardInterrupt), interrupts_raise():
             press()
         press()
 
     assert calls == [1]
+
+
+def test_while_a_tool_works_an_interrupt_is_the_tools_and_the_runs():
+    """Within `working` a press calls and raises; before it and after it a press only calls."""
+    calls, interrupts = [], Interrupts()
+
+    with interrupts.waiting(lambda: calls.append(1)):
+        press()
+        with pytest.raises(KeyboardInterrupt), interrupts.working():
+            press()
+        press()
+
+    assert calls == [1, 1, 1]
 
 
 def test_contexts_nest_and_each_gives_back_what_it_found(handler):
@@ -127,7 +139,8 @@ def test_contexts_nest_and_each_gives_back_what_it_found(handler):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
 @pytest.mark.parametrize(
-    "context", [interrupts_raise, lambda: interrupts_call(print), lambda: interrupts_go_to(print)]
+    "context",
+    [interrupts_raise, lambda: interrupts_go_to(print), lambda: Interrupts().waiting(print)],
 )
 def test_an_error_gives_the_handler_back_too(context, error, handler):
     """However a context is left, the handler before it is back."""
@@ -142,7 +155,7 @@ def test_what_was_ignored_is_ignored_again(ignored):
     """A disposition that is no function is given back as it was."""
     signal.signal(signal.SIGINT, ignored)
     try:
-        with interrupts_call(print):
+        with interrupts_go_to(print):
             assert callable(signal.getsignal(signal.SIGINT))
         assert signal.getsignal(signal.SIGINT) is ignored
     finally:
@@ -154,7 +167,7 @@ def test_off_the_main_thread_nothing_is_touched(handler):
     seen = []
 
     def body():
-        for context in (interrupts_raise(), interrupts_call(print), interrupts_go_to(print)):
+        for context in (interrupts_raise(), interrupts_go_to(print), Interrupts().waiting(print)):
             with context:
                 seen.append(signal.getsignal(signal.SIGINT))
         with contextlib.suppress(ValueError), interrupts_raise():
