@@ -153,7 +153,7 @@ class Peer:
 
     def __init__(self, script, **options):
         self.seen = []
-        self._options = {"compression": None, "max_size": None} | options
+        self._options = {"compression": None, "max_size": None, "close_timeout": 1} | options
         self._script = list(script)
         self._entries = iter(self._script)
         self._next = None

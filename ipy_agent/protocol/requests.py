@@ -65,16 +65,19 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     def frame(self) -> bytes:
         """Return the frame to send over WebSocket."""
-        return self._around(self._head(), _encoder.encode(self.input.since(0)))
+        return self._around(self._head(), self._items())
 
     def body(self) -> bytes:
         """Return the body to POST for a stream of events. HTTP has no lanes and no warm-ups."""
-        return self._around({"stream": True}, _encoder.encode(self.input.since(0)))
+        return self._around({"stream": True}, self._items())
 
     def size(self) -> int:
         """Return the bytes of `frame()` without building it: it costs the same at any length."""
-        around = self._around(self._head(), b"[]")
-        return len(around) + self.input.size + max(0, self.input.length - 1)
+        around = sum(map(len, self._parts(self._head(), b"[]")))
+        return around + self.input.size + max(0, self.input.length - 1)
+
+    def _items(self) -> bytes:
+        return _encoder.encode(self.input.since(0))
 
     def _head(self) -> dict[str, Any]:
         head: dict[str, Any] = {"type": "response.create"}
@@ -85,12 +88,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return head
 
     def _around(self, head: dict[str, Any], items: bytes) -> bytes:
+        return b"".join(self._parts(head, items))
+
+    def _parts(self, head: dict[str, Any], items: bytes) -> tuple[bytes, ...]:
         if self.previous_response_id is not None:
             head["previous_response_id"] = self.previous_response_id
         if self.compare_to is not None:
             head["prompt_cache_options"] = {"comparison_response_id": self.compare_to}
-        parts = (_encoder.encode(head)[1:-1], self.fields.encoded, b'"input":' + items)
-        return b"{" + b",".join(part for part in parts if part) + b"}"
+        fields = self.fields.encoded
+        members = _encoder.encode(head)[:-1]
+        return members, b"," if fields else b"", fields, b',"input":', items, b"}"
 
     @classmethod
     def parse(cls, frame: str | bytes | dict[str, Any]) -> Request:
