@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ipy_agent import tables
 from ipy_agent.agent.branches import Branches
-from ipy_agent.agent.budget import Used
 from ipy_agent.agent.calls import Worker
 from ipy_agent.agent.conversation import compacted
 from ipy_agent.agent.early import Hear, Perform
 from ipy_agent.agent.loop import warm
 from ipy_agent.agent.notes import Notes
-from ipy_agent.agent.outline import drawn
 from ipy_agent.agent.plan import Tell
 from ipy_agent.agent.runs import Front, Quiet, attend
 from ipy_agent.agent.tools import TOOLS, Tool
@@ -40,6 +37,7 @@ from ipy_agent.journal.resume import Resumed, new_id, resume
 from ipy_agent.planning import Planner, endpoint_of
 from ipy_agent.protocol.items import Chain
 from ipy_agent.records import Recorder, TurnRecord
+from ipy_agent.sessions.chosen import Chosen
 from ipy_agent.settings import CONFIGURED, KERNEL, Settings, Way
 from ipy_agent.trace import Notice
 from ipy_agent.transport import Transport
@@ -52,25 +50,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "session"]
 
-CLOSE_SECONDS = 1.0
-
 _HOMELESS = "what this cell followed was reset: it goes on from where the new conversation ends"
 
 
-class _Setting:
-    """A setting as an attribute of `Session`, checked when set."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Session | None, owner: type | None = None) -> Any:
-        return self if instance is None else getattr(instance.settings, self._name)
-
-    def __set__(self, instance: Session, value: Any) -> None:
-        instance.configure(self._name, value)
-
-
-class Session:
+class Session(Chosen):
     """A conversation, and the live connection that it goes over.
 
     Args:
@@ -83,29 +66,6 @@ class Session:
     Attributes:
         records: what happened, as rows; `turns`, `cells`, `tools` and `messages` are its tables.
     """
-
-    model = _Setting("model")
-    instructions = _Setting("instructions")
-    mode = _Setting("mode")
-    store = _Setting("store")
-    transport = _Setting("transport")
-    effort = _Setting("effort")
-    summary = _Setting("summary")
-    max_output_tokens = _Setting("max_output_tokens")
-    parallel_tool_calls = _Setting("parallel_tool_calls")
-    compact_tokens = _Setting("compact_tokens")
-    prompt_cache_key = _Setting("prompt_cache_key")
-    context = _Setting("context")
-    journal = _Setting("journal")
-    replay = _Setting("replay")
-    budget_turns = _Setting("budget_turns")
-    budget_seconds = _Setting("budget_seconds")
-    budget_tokens = _Setting("budget_tokens")
-    budget_usd = _Setting("budget_usd")
-    session_turns = _Setting("session_turns")
-    session_seconds = _Setting("session_seconds")
-    session_tokens = _Setting("session_tokens")
-    session_usd = _Setting("session_usd")
 
     def __init__(
         self,
@@ -129,45 +89,6 @@ class Session:
         self._homeless: set[str | None] = set()
         self._maps: Maps | None = None
         self._making = threading.Lock()
-
-    # what happened
-
-    @property
-    def turns(self) -> DataFrame:
-        """One row a turn, fresh at each access."""
-        return tables.turns(self.records)
-
-    @property
-    def cells(self) -> DataFrame:
-        """One row a cell run, fresh at each access."""
-        return tables.cells(self.records)
-
-    @property
-    def tools(self) -> DataFrame:
-        """One row a tool call, fresh at each access."""
-        return tables.tools(self.records)
-
-    @property
-    def messages(self) -> DataFrame:
-        """One row an item of the conversation, fresh at each access."""
-        return tables.messages(self.records)
-
-    def export(self, path: str | Path, table: str = "turns", *, defuse: bool = False) -> Path:
-        """Write the session to a file and return its path.
-
-        Args:
-            path: its suffix decides: `.parquet`, `.csv` and `.jsonl` hold one table,
-                `.json`, `.html` and `.md` all four.
-            table: `turns`, `cells`, `tools` or `messages`, for the formats that hold one.
-            defuse: put a `'` before each text in a `.csv` that a spreadsheet would calculate.
-
-        Raises:
-            UsageError: an unknown suffix or table, or no such folder; nothing to defuse.
-            MissingExtra: parquet without pyarrow.
-        """
-        return tables.export(self.records, path, table, defuse=defuse)
-
-    # what can be done
 
     def run(
         self,
@@ -429,40 +350,6 @@ class Session:
             way = self._connections.to(self.endpoint, self.settings.transport)
             self._attend(lambda _, hear: warm(fields, said, way, hear), front)
 
-    def connect(
-        self, endpoint: str | Endpoint, *, model: str | None = None, key_env: str | None = None
-    ) -> Endpoint:
-        """Choose another endpoint; the conversation goes on there with the next run.
-
-        Raises:
-            UsageError: it is no endpoint.
-        """
-        chosen = endpoint_of(endpoint, model=model, key_env=key_env)
-        self.disconnect()
-        self._planner.endpoint = chosen
-        if model is not None:
-            self.model = None
-        return chosen
-
-    def configure(self, name: str, value: Any) -> None:
-        """Set one setting by its name; `endpoint` too.
-
-        Raises:
-            UsageError: there is no such setting, or the value does not fit.
-        """
-        if name == "endpoint":
-            self.connect(value)
-            return
-        settings = self.settings.replace(**{name: value})
-        if settings.journal != self.settings.journal:
-            self._switch_journal(settings.journal)
-        self._planner.settings = settings
-
-    def disconnect(self) -> None:
-        """Close the connections; the next run opens one and sends the whole conversation."""
-        with self._alone():
-            self._connections.disconnect()
-
     def reset(self) -> None:
         """Begin a new conversation, with one branch; the records stay."""
         with self._alone():
@@ -498,24 +385,6 @@ class Session:
             self._planner.settings = self.settings.replace(journal=True)
             return found
 
-    def allow(self, tool: str, *, once: bool = False) -> None:
-        """Let a tool run without the question of mode `ask`: its next call, or all from now on.
-
-        In mode `read` nothing with side effects runs all the same.
-
-        Raises:
-            UsageError: there is no such tool.
-        """
-        self._execution.allowances.allow(self._offered(tool), once=once)
-
-    def disallow(self, tool: str) -> None:
-        """Take an allowance back: mode `ask` asks about the tool again.
-
-        Raises:
-            UsageError: there is no such tool.
-        """
-        self._execution.allowances.withdraw(self._offered(tool))
-
     def close(self) -> None:
         """Close the connections with 1000 and end the thread. A forked child does nothing."""
         if self._maps is not None:
@@ -523,92 +392,7 @@ class Session:
         self._connections.close()
         self._notes.close()
 
-    # how it stands
-
-    @property
-    def settings(self) -> Settings:
-        """What is set; `configure`, or an attribute of its name, sets one."""
-        return self._planner.settings
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where the next run goes."""
-        return self._planner.endpoint
-
-    @property
-    def branch(self) -> str:
-        """The branch that the next run is on. Set it to switch; `fork` begins one."""
-        return self._branches.current
-
-    @branch.setter
-    def branch(self, name: str) -> None:
-        self._branches.switch(name)
-
-    @property
-    def branches(self) -> tuple[str, ...]:
-        """The names of the branches, `main` first."""
-        return self._branches.names
-
-    @property
-    def tree(self) -> str:
-        """The runs of all branches as a picture in text: which one followed which."""
-        return drawn(self._branches.tree, self.branch)
-
-    @property
-    def toolbox(self) -> dict[str, Tool]:
-        """The tools on offer."""
-        return self._planner.toolbox
-
-    @property
-    def allowed(self) -> dict[str, str]:
-        """The tools that run without a question in mode `ask`: `once`, or for the `session`."""
-        return dict(self._execution.allowances)
-
-    def used(self, cell: int | None = None) -> Used:
-        """Return what was used of the budgets: by the run `cell`, or by the whole session."""
-        return self._execution.spending.used(cell)
-
-    def describe(self) -> str:
-        """Return where the session stands, in a few lines."""
-        turns = [row for row in self.records.turns if row.status != "running"]
-        read = sum(row.input_tokens or 0 for row in turns)
-        cached = sum(row.cached_tokens or 0 for row in turns)
-        share = f", {cached / read:.0%} of the input from the cache" if read else ""
-        said = self._branches.tree.said(self.branch)
-        way = self._connections.to(self.endpoint, self.settings.transport)
-        model = self.settings.model or self.endpoint.model or "the endpoint's own"
-        return "\n".join(
-            (
-                f"endpoint    {self.endpoint.name} ({self.endpoint.url or 'embedded server'})",
-                f"model       {model}",
-                f"connection  {way.describe()}",
-                f"mode        {self.settings.mode}",
-                f"branch      {self.branch} of {len(self.branches)}",
-                f"said        {said.length} items, {said.size:,} bytes",
-                f"turns       {len(turns)} in {len(self.records.cells)} cells{share}",
-            )
-        )
-
-    def __repr__(self) -> str:
-        return f"<Session {self.id}: {self.endpoint.name}, {len(self.records.turns)} turns>"
-
     # inside
-
-    def _offered(self, tool: str) -> str:
-        if tool not in self.toolbox:
-            there = ", ".join(self.toolbox) or "none"
-            raise UsageError(f"there is no tool {tool!r}: there are {there}")
-        return tool
-
-    def _switch_journal(self, on: bool) -> None:
-        if on and self.records.cells:
-            raise UsageError("a session is kept from its beginning: set it before the first cell")
-        self._keep(Journal(path_of(self.id), self.id) if on else Notes())
-
-    def _keep(self, notes: Notes) -> None:
-        """Be kept in another way from now on."""
-        self._notes.close()
-        self._notes = self._branches.notes = self._execution.notes = notes
 
     def _tell_homeless(self, cell: str | None, front: Front) -> None:
         if cell in self._homeless:
@@ -622,16 +406,6 @@ class Session:
         front = front or Quiet()
         worker = Worker({}, self.settings.mode, front.approve, self.endpoint)
         attend(begin, worker, front, self._connections.loop, lambda _: None)
-
-    @contextlib.contextmanager
-    def _alone(self, name: str | None = None) -> Iterator[None]:
-        """Have a branch, or all of them, for oneself."""
-        self._connections.check()
-        branches = self._branches
-        with branches.all_at_rest() if name is None else branches.alone_on(name):
-            if branches is not self._branches:
-                raise UsageError("the session was reset while this waited: run it again")
-            yield
 
 
 def _said_at(turns: Sequence[TurnRecord], at: int) -> tuple[int, Chain]:
