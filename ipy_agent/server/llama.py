@@ -85,7 +85,7 @@ class LlamaEngine:
             self._model.close()
             raise ModelUnavailable(f"{path} does not speak ChatML: take a model such as Qwen")
         self._prompts = Prompts(self._model.tokenise, start=start, end=end)
-        self._name = name
+        self._name, self._file = name, Path(path).name
         self._cache = cache
         self._slots = Slots(slots)
         self._turns: set[_Turn] = set()
@@ -105,9 +105,13 @@ class LlamaEngine:
         """The tokens that a conversation may have."""
         return self._model.window
 
+    def _serves(self, model: Any) -> bool:
+        """Whether a request may ask for this: nothing, the name, or the file as it was named."""
+        return model in (None, "", self._name) or Path(str(model)).name == self._file
+
     async def generate(self, job: Job, seat: object) -> AsyncGenerator[Piece]:
         model = job.fields.values.get("model")
-        if model not in (None, "", self._name):
+        if not self._serves(model):
             raise ResponseFailed(
                 f"the model {model!r} is not served here: take {self._name!r}",
                 code="model_not_found",

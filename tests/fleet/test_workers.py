@@ -410,19 +410,38 @@ def test_a_worker_that_leaves_gives_its_rows_back(served, session, table):
     assert max(engine.asked.values()) == 2
 
 
+class Counted(Quiet):
+    """Looks on, and says when so many rows are there."""
+
+    def __init__(self, rows):
+        self.there = threading.Event()
+        self._rows = rows
+
+    def show(self, event):
+        if isinstance(event, RowsProgress) and event.done >= self._rows:
+            self.there.set()
+
+
 def test_a_cluster_that_is_closed_is_told_so(served, session, table):
     """Who closes the client in the middle hears of it, and has what was done."""
-    engine = Counting(hold_after=30)
+    engine, front = Counting(hold_after=30), Counted(25)
     asking = session(served(engine=engine))
     with LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
     ) as made:
         client = Client(made)
-        closing = threading.Thread(target=lambda: engine.holds.wait(SECONDS) and client.close())
+
+        def close():
+            if engine.holds.wait(SECONDS) and front.there.wait(SECONDS):
+                client.close()
+
+        closing = threading.Thread(target=close)
         closing.start()
 
         with pytest.raises(AgentError, match="is it closed") as told:
-            asking.map(table("closed", 100), "Echo {said}", client=client, concurrency=4)
+            asking.map(
+                table("closed", 100), "Echo {said}", client=client, concurrency=4, front=front
+            )
         closing.join()
 
     assert told.value.code == "given_up"

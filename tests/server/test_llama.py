@@ -608,6 +608,15 @@ def test_a_model_that_is_not_served_is_refused(play):
     assert "smol" in str(failure)
 
 
+def test_a_model_is_asked_for_by_its_file_too(play, file):
+    """Who had it served by a path asks for it by that path, from wherever he is."""
+
+    async def act(talk):
+        return await talk(Fields({"model": f"elsewhere/{file.name}"})).say(user("hi"))
+
+    assert play(act)
+
+
 @pytest.mark.parametrize("more", [{"temperature": "hot"}, {"top_p": []}])
 def test_a_setting_of_the_wrong_kind_is_refused(play, more):
     """In one line that names it, and the next turn is as ever."""
