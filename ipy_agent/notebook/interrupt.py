@@ -126,6 +126,13 @@ class Interrupts:
             yield
         finally:
             self._is_working = False
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Take interrupts again, where a tool has left a handler of its own."""
+        on_main = threading.current_thread() is threading.main_thread()
+        if self._stop is not None and on_main and signal.getsignal(signal.SIGINT) != self._strike:
+            signal.signal(signal.SIGINT, self._strike)
 
     def _note(self, *_: object) -> None:
         self._noted += 1

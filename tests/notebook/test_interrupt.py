@@ -119,6 +119,21 @@ def test_while_a_tool_works_an_interrupt_is_the_tools_and_the_runs():
     assert calls == [1, 1, 1]
 
 
+@pytest.mark.parametrize("left", [signal.SIG_IGN, signal.SIG_DFL, print])
+def test_a_tool_that_leaves_a_handler_of_its_own_keeps_no_run_from_being_stopped(left):
+    """Behind the tool a press calls again, and at the end the handler from before is back."""
+    calls, interrupts, before = [], Interrupts(), signal.getsignal(signal.SIGINT)
+
+    with interrupts.waiting(lambda: calls.append(1)):
+        with interrupts.working():
+            signal.signal(signal.SIGINT, left)
+        assert callable(signal.getsignal(signal.SIGINT))
+        press()
+
+    assert calls == [1]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_contexts_nest_and_each_gives_back_what_it_found(handler):
     """Inside out, every handler is the one that stood before."""
     heard = []
