@@ -121,7 +121,7 @@ class Interrupts:
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """Within this context an interrupt is the tool's and, if it lives through it, the run's."""
-        self._is_working = True  # a tool waits: to change the handler twice would take 10 µs
+        self._is_working = True  # a tool waits: to set a handler for it takes time
         try:
             yield
         finally:
@@ -129,9 +129,8 @@ class Interrupts:
             self._take_back()
 
     def _take_back(self) -> None:
-        """Take interrupts again, where a tool has left a handler of its own."""
-        on_main = threading.current_thread() is threading.main_thread()
-        if self._stop is not None and on_main and signal.getsignal(signal.SIGINT) != self._strike:
+        """Take interrupts again: a tool may have left another handler, or a library in it."""
+        if self._stop is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._strike)
 
     def _note(self, *_: object) -> None:

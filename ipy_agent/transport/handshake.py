@@ -14,6 +14,7 @@ import contextlib
 import logging
 import ssl
 from contextvars import ContextVar
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
@@ -77,6 +78,11 @@ class Socket(ClientConnection, asyncio.BufferedProtocol):
     heard_at = 0.0
     _parts: tuple[Frame, ...] = ()
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Behind a proxy TLS asks for it before a connection is made.
+        self._buffer = memoryview(bytearray(READ_AT_ONCE))
+
     @property
     def deflates(self) -> bool:
         """Whether frames are compressed."""
@@ -102,10 +108,6 @@ class Socket(ClientConnection, asyncio.BufferedProtocol):
                     return await super().drain()
             left, before = self.transport.get_write_buffer_size(), left
         raise TimeoutError("the peer takes nothing any more")
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._buffer = memoryview(bytearray(READ_AT_ONCE))
-        super().connection_made(transport)
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return self._buffer

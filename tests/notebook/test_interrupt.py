@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import ctypes
+import functools
 import signal
 import threading
 from types import SimpleNamespace
@@ -119,14 +121,26 @@ def test_while_a_tool_works_an_interrupt_is_the_tools_and_the_runs():
     assert calls == [1, 1, 1]
 
 
-@pytest.mark.parametrize("left", [signal.SIG_IGN, signal.SIG_DFL, print])
-def test_a_tool_that_leaves_a_handler_of_its_own_keeps_no_run_from_being_stopped(left):
+def ignore_in_c(number):
+    """Have a signal ignored as a library does, behind Python's back."""
+    ctypes.CDLL(None).signal(number, ctypes.c_void_p(1))
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        *(functools.partial(signal.signal, signal.SIGINT, h) for h in (signal.SIG_IGN, print)),
+        functools.partial(ignore_in_c, signal.SIGINT),
+    ],
+    ids=["ignored", "print", "ignored in C"],
+)
+def test_a_tool_that_leaves_a_handler_of_its_own_keeps_no_run_from_being_stopped(leave):
     """Behind the tool a press calls again, and at the end the handler from before is back."""
     calls, interrupts, before = [], Interrupts(), signal.getsignal(signal.SIGINT)
 
     with interrupts.waiting(lambda: calls.append(1)):
         with interrupts.working():
-            signal.signal(signal.SIGINT, left)
+            leave()
         assert callable(signal.getsignal(signal.SIGINT))
         press()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import shlex
 import ssl
 import subprocess
 import threading
@@ -149,24 +151,82 @@ def http_peer():
         one.stop()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """Return a server's side of TLS that nobody vouches for."""
+@pytest.fixture(scope="module", name="signed")
+def _signed(tmp_path_factory):
+    """Return a server's side of TLS, and the file of its certificate."""
     folder = tmp_path_factory.mktemp("tls")
     key, cert = folder / "key.pem", folder / "cert.pem"
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
+    words = shlex.split(
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost "
+        "-addext subjectAltName=DNS:localhost,DNS:model.invalid"
+    )
     subprocess.run([*words, "-keyout", key, "-out", cert], check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    return context
+    return context, cert
+
+
+@pytest.fixture
+def certificate(signed):
+    """Return a server's side of TLS that nobody vouches for."""
+    return signed[0]
+
+
+@pytest.fixture
+def trusted(signed, monkeypatch):
+    """Return a server's side of TLS that holds for `localhost` and `model.invalid`."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(signed[1]))
+    return signed[0]
+
+
+class Tunnel:
+    """An HTTP proxy that leads all that it is asked for to one port of this machine."""
+
+    def __init__(self, port):
+        self.asked = []
+        self._port = port
+        self._thread = Background()
+        self._server = self._thread.call(self._listen(), SECONDS)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    def stop(self):
+        self._server.close()
+        self._thread.stop()
+
+    async def _listen(self):
+        return await asyncio.start_server(self._lead, "127.0.0.1", 0)
+
+    async def _lead(self, reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(head.decode().splitlines()[0])
+        there, onward = await asyncio.open_connection("127.0.0.1", self._port)
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        try:
+            await asyncio.gather(self._carry(reader, onward), self._carry(there, writer))
+        finally:
+            onward.transport.abort()
+            writer.transport.abort()
+
+    async def _carry(self, reader, writer):
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(65_536):
+                writer.write(piece)
+                await writer.drain()
+            writer.close()
+
+
+@pytest.fixture
+def tunnel(monkeypatch):
+    """Return a function that has a proxy of the environment lead to a port."""
+    started = []
+
+    def start(port):
+        started.append(Tunnel(port))
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("https_proxy", started[-1].url)
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()

@@ -984,6 +984,30 @@ def test_a_certificate_that_does_not_hold_is_not_accepted(run, http_peer, certif
     assert other.seen == []
 
 
+def test_a_conversation_over_tls(run, peer, trusted):
+    """With a certificate that holds, turns go over `wss` as over `ws`."""
+    other = peer([answer("resp_1", "1"), answer("resp_2", "2")], ssl=trusted)
+
+    async def main():
+        async with Talk(Endpoint.named(f"https://localhost:{other.port}/v1")) as talk:
+            return [said(await talk.ask(one)) for one in ("one", "two")]
+
+    assert run(main()) == ["1", "2"]
+
+
+def test_a_conversation_over_tls_through_a_proxy(run, peer, trusted, tunnel):
+    """The proxy is asked for the host; TLS is begun with that, and turns go on as ever."""
+    other = peer([answer("resp_1", "1"), answer("resp_2", "2")], ssl=trusted)
+    proxy = tunnel(other.port)
+
+    async def main():
+        async with Talk(Endpoint.named("https://model.invalid/v1")) as talk:
+            return [said(await talk.ask(one)) for one in ("one", "two")]
+
+    assert run(main()) == ["1", "2"]
+    assert proxy.asked == ["CONNECT model.invalid:443 HTTP/1.1"]
+
+
 def test_a_remote_endpoint_is_reached_through_the_proxy(run, http_peer, monkeypatch):
     """A proxy of the environment is asked for what is not on this machine, TLS or not.
 
