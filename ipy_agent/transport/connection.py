@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import time
 
 import msgspec
@@ -125,7 +126,7 @@ class Connection:
         try:
             return len(frame), await self.socket.put(frame)
         except ConnectionClosed as closed:
-            raise self.lost or _lost(closed, self._sent_bytes) from None
+            raise copy.copy(self.lost) or _lost(closed, self._sent_bytes) from None
 
     async def answers(self, seconds: float) -> bool:
         """Whether the peer is still there: if nothing came of it lately, it has to answer a ping.
@@ -193,10 +194,14 @@ class Connection:
                 lane.put(self._told_to(lane))
 
     def _told_to(self, lane: LiveLane) -> AgentError:
-        """Return why a lane's turn ended: what was too big was the largest request."""
+        """Return why a lane's turn ended: what was too big was the largest request.
+
+        Each has an error of its own: an error leads to the frames that it came through, and those
+        of a turn that ends are cleared, while another's go on.
+        """
         assert self.lost is not None  # noqa: S101 (for the type checker)
         if self.refused_bytes is None or lane.sent_bytes >= self.refused_bytes:
-            return self.lost
+            return copy.copy(self.lost)
         return ConnectionLost(
             "the connection was lost in a turn (another request on it was too big); "
             "run the cell again",

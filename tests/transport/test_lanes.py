@@ -432,6 +432,21 @@ def test_the_end_of_life_is_heard_on_every_lane(run, peer):
         assert isinstance(events[-2], TERMINAL)
 
 
+def test_a_lost_connection_is_an_error_of_its_own_on_each_lane(run, peer):
+    """What led to one is cleared when its run ends, and another's run goes on meanwhile."""
+    other = peer([[], [("reset",)]])
+
+    async def main():
+        async with Branches(other) as branches:
+            asked = branches.ask("x", "a"), branches.ask("y", "b")
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    one, another = run(main())
+    assert type(one) is type(another) is ConnectionLost
+    assert str(one) == str(another)
+    assert one is not another
+
+
 def test_a_limit_that_comes_back_is_told(run, peer):
     """A turn is renewed once; what the second connection says is the turn's answer."""
     limit = refusal("websocket_connection_limit_reached")
