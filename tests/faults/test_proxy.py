@@ -18,7 +18,7 @@ class Echo:
 
     def __init__(self):
         self.heard = b""
-        self.ended = threading.Event()
+        self.began, self.ended = threading.Event(), threading.Event()
         self._thread = Background()
         self._server = self._thread.call(asyncio.start_server(self._answer, "127.0.0.1", 0))
         self.port = self._server.sockets[0].getsockname()[1]
@@ -27,6 +27,7 @@ class Echo:
         try:
             while data := await reader.read(2**16):
                 self.heard += data
+                self.began.set()
                 writer.write(data)
         except OSError:
             pass
@@ -153,6 +154,7 @@ def test_a_deaf_line_does_not_even_take(through, echo):
 
     with pytest.raises(TimeoutError):
         connection.sendall(b"0123456789" * 10_000_000)
+    assert echo.began.wait(SECONDS)
     assert echo.heard == b"01"
     assert way.happened == ["deaf"]
 
